@@ -1,0 +1,101 @@
+"""Options every dataset has, whatever its source; a source's `Config` in `data/sources/` adds where records come from."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from fluxsmith.config.section import PluginConfig, Section
+
+Rate = Field(ge=0, le=1)
+Interpolation = Literal["auto", "lanczos", "bicubic", "bilinear", "nearest", "area", "box"]
+
+
+class CaptionConfig(Section):
+    """How a caption file becomes the text of one step."""
+
+    extensions: tuple[str, ...] = (".txt", ".caption")
+    """Caption file endings, looked for in this order beside the picture."""
+    missing: Literal["error", "skip", "allow"] = "error"
+    """A picture without a caption file: stop, leave the picture out, or train it with `trigger` or an empty caption."""
+    empty: Literal["error", "skip", "allow"] = "allow"
+    """A caption file with no text in it."""
+    encoding: str = "utf-8"
+    """Text encoding; a byte order mark is always honoured."""
+    trigger: str = ""
+    """Put in place of `[trigger]` in captions; with `missing = "allow"` it is the caption of pictures that have none."""
+    prefix: str = ""
+    """Text put before every caption, with a space between."""
+    suffix: str = ""
+    """Text put after every caption, with a space between."""
+    separator: str = ","
+    """What separates tags."""
+    secondary_separator: str = ""
+    """Replaced by `separator` after shuffling, so that a group of tags stays together."""
+    shuffle: bool = False
+    """Shuffle tags anew for every use of a picture."""
+    keep_tokens: NonNegativeInt = 0
+    """The first tags that are neither shuffled nor dropped."""
+    keep_separator: str = ""
+    """Everything before this text is kept in place (instead of `keep_tokens`); a second one begins a fixed ending."""
+    wildcards: bool = False
+    """Choose one line of a caption file of several lines, and one of `{a|b|c}`."""
+    dropout: float = Field(0.0, ge=0, le=1)
+    """Share of uses trained with an empty caption."""
+    dropout_every_epochs: NonNegativeInt = 0
+    """Every N-th epoch is trained with empty captions; 0 is off."""
+    tag_dropout: float = Field(0.0, ge=0, le=1)
+    """Share of tags left out, beyond the kept ones."""
+    warmup_min: PositiveInt = 1
+    """Tags used at step 0 while tags are warmed up."""
+    warmup_steps: float = Field(0.0, ge=0)
+    """Steps until all tags are used; below 1 it is a share of the run; 0 is off."""
+
+
+class BucketConfig(Section):
+    """Which sizes pictures are brought to."""
+
+    enabled: bool = True
+    """Group pictures by aspect ratio; off: every picture is cropped to `resolution`."""
+    min: PositiveInt = 256
+    """Shortest side of a bucket, pixels (lowered to the resolution when that is smaller)."""
+    max: PositiveInt = 2048
+    """Longest side of a bucket, pixels."""
+    step: PositiveInt = 64
+    """Sides are multiples of this; 16 at least."""
+    upscale: bool = True
+    """Allow small pictures to be enlarged; off: their own size, rounded down to `step`, is the bucket."""
+
+
+class DatasetConfig(PluginConfig):
+    """What one dataset asks for; sources add their own keys."""
+
+    name: str = ""
+    """Name in reports; by default the folder's name."""
+    resolution: PositiveInt | tuple[PositiveInt, PositiveInt] = 1024
+    """Area of a picture: one side of a square, or (width, height), pixels."""
+    batch_size: PositiveInt = 1
+    """Samples in a micro-batch; a batch never mixes datasets or sizes."""
+    repeats: PositiveInt = 1
+    """How often each picture is used in an epoch."""
+    buckets: BucketConfig = BucketConfig()
+    """Aspect ratio buckets."""
+    captions: CaptionConfig = CaptionConfig()
+    """Caption handling."""
+    crop: Literal["center", "random"] = "center"
+    """Which part is kept when a picture is larger than its bucket; random crops are drawn once a picture when latents are cached."""
+    flip: bool = False
+    """Mirror half of the uses (drawn per use)."""
+    color_jitter: float = Field(0.0, ge=0, le=1)
+    """Strength of random brightness, contrast and saturation changes; needs `cache.latents = "off"`."""
+    interpolation: Interpolation = "auto"
+    """Resize filter; auto is area when both sides shrink, else Lanczos."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour under transparent pixels, 0..255."""
+    max_pixels: PositiveInt = 64_000_000
+    """Pictures with more pixels are refused before they are decoded."""
+    regularisation: bool = False
+    """These pictures keep what the model knows: they are balanced against the others and weighted by `weight`."""
+    weight: float = Field(1.0, ge=0)
+    """Factor on the loss of these samples."""
+    max_skipped: float = Field(0.1, ge=0, le=1)
+    """Largest share of pictures that may be left out because of problems before the run refuses to start."""

@@ -1,0 +1,251 @@
+"""The whole run as types: fixed sections here, pluggable ones found by file name (`config/choice.py`).
+
+Read a file with `fluxsmith.config.load.load_config("run.toml", ["train.steps=500"])`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from fluxsmith.config.choice import Choice
+from fluxsmith.config.section import PluginConfig, Section
+
+Component = Literal["dit", "clip_l", "t5xxl", "ae"]
+Dtype = Literal["fp32", "bf16", "fp16"]
+
+
+class ScheduleConfig(Section):
+    """Learning rate over steps, as a factor on `optim.lr`."""
+
+    name: Literal[
+        "constant", "linear", "cosine", "cosine_restarts", "polynomial", "piecewise_constant", "inverse_sqrt", "warmup_stable_decay"
+    ] = "constant"
+    """Shape after the warm-up."""
+    warmup: NonNegativeFloat = 0
+    """Steps of linear warm-up; below 1 it is a share of the run."""
+    decay: NonNegativeFloat = 0
+    """Steps of decay at the end (warmup_stable_decay); below 1 it is a share of the run."""
+    cycles: PositiveFloat = 1
+    """Cosine periods (cosine: half-cosines; cosine_restarts: hard restarts)."""
+    power: PositiveFloat = 1.0
+    """Exponent of the polynomial schedule."""
+    min_ratio: float = Field(0.0, ge=0, le=1)
+    """Lowest factor that a decay reaches."""
+    rules: str = ""
+    """piecewise_constant: `factor:until_step,...,last_factor`, for example `1:500,0.5:800,0.1`."""
+
+
+class NoiseConfig(Section):
+    """Which noise level each sample is trained at, and what the model predicts."""
+
+    sampling: Literal["sigma", "uniform", "sigmoid", "shift", "flux_shift"] = "flux_shift"
+    """Distribution of the noise level; flux_shift depends on the picture's size as inference does."""
+    sigmoid_scale: PositiveFloat = 1.0
+    """Factor on the normal draw before the sigmoid (sigmoid, shift, flux_shift)."""
+    shift: PositiveFloat = 3.0
+    """Shift of `sigma` and `shift`: s' = shift s / (1 + (shift - 1) s)."""
+    auto_shift: bool = False
+    """Compute the shift from the picture's size (as flux_shift) for `uniform`, `sigmoid` and `shift`."""
+    weighting: Literal["none", "sigma_sqrt", "logit_normal", "mode", "cosmap"] = "none"
+    """Density of `sigma` (logit_normal, mode) or loss weight (sigma_sqrt, cosmap, with sigma_scaled)."""
+    logit_mean: float = 0.0
+    """Mean of logit_normal."""
+    logit_std: PositiveFloat = 1.0
+    """Standard deviation of logit_normal."""
+    mode_scale: float = 1.29
+    """Scale of mode."""
+    prediction: Literal["raw", "additive", "sigma_scaled"] = "raw"
+    """What the model's output means; raw (velocity) is what FLUX is, the others exist for old recipes."""
+    min_sigma: float = Field(0.0, ge=0, le=1)
+    """Lowest noise level trained."""
+    max_sigma: float = Field(1.0, ge=0, le=1)
+    """Highest noise level trained."""
+    guidance: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat] = 1.0
+    """Value of the guidance embedder, or (low, high) drawn uniformly per sample; models without the embedder ignore it."""
+
+
+class MemoryConfig(Section):
+    """Where things live and what is recomputed."""
+
+    checkpointing: bool = False
+    """Recompute activations in backward instead of keeping them."""
+    compile: bool = False
+    """Compile each block with torch.compile."""
+
+
+class EmaConfig(Section):
+    """A running average of the trained weights, saved beside them and used for samples."""
+
+    decay: float = Field(0.999, gt=0, lt=1)
+    """Share kept per step; warmed up as min(decay, (1 + step) / (10 + step))."""
+
+
+class TrainConfig(Section):
+    """Length, precision and safety of the loop."""
+
+    steps: PositiveInt | None = None
+    """Optimizer steps; give this or `epochs`."""
+    epochs: PositiveInt | None = None
+    """Passes over the data."""
+    seed: NonNegativeInt = 0
+    """Seed of every draw."""
+    accumulation: PositiveInt = 1
+    """Micro-batches in one optimizer step."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Clip the global gradient norm to this; 0 is off."""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Autocast type of forward and backward (mixed precision)."""
+    base_dtype: Dtype = "fp32"
+    """Type of frozen weights."""
+    weights_dtype: Dtype = "fp32"
+    """Type of trained weights (bf16 or fp16 is what others call full_bf16, full_fp16)."""
+    components: tuple[Component, ...] = ("dit",)
+    """What a run without an adapter trains."""
+    ema: EmaConfig | None = None
+    """Average of the weights."""
+    nonfinite: Literal["stop", "skip_step"] = "stop"
+    """A loss or gradient that is not finite: stop before the weights are touched, or skip at most three steps in a row."""
+    dry_step: bool = True
+    """Run the largest bucket once before step 1, so that lack of memory shows at once."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where training runs."""
+    threads: NonNegativeInt = 0
+    """CPU threads; 0 leaves torch's choice. Part of a run's identity on the CPU."""
+
+
+class CacheConfig(Section):
+    """Latents and text states computed once."""
+
+    latents: Literal["disk", "memory", "off"] = "disk"
+    """Where encoded pictures are kept; off encodes at every step."""
+    text: Literal["disk", "memory", "off"] = "disk"
+    """Where encoded captions are kept; off encodes at every step (needed when a text encoder is trained)."""
+    dir: Path | None = None
+    """Folder of the disk caches; by default `cache/` in the run folder."""
+    verify: bool = False
+    """Read every picture again instead of trusting size and time of change."""
+    batch_size: PositiveInt = 8
+    """Pictures or captions encoded at a time."""
+
+
+class SampleConfig(Section):
+    """Pictures made while training."""
+
+    prompt: str
+    """What to draw."""
+    negative: str = ""
+    """What to avoid (with `cfg` other than 1)."""
+    every: NonNegativeInt = 0
+    """Every N steps; 0 is only before the first and after the last step."""
+    first: bool = True
+    """Also before step 1, for comparison."""
+    width: PositiveInt = 1024
+    """Pixels, multiple of 16."""
+    height: PositiveInt = 1024
+    """Pixels, multiple of 16."""
+    steps: PositiveInt = 20
+    """Sampling steps."""
+    guidance: NonNegativeFloat = 3.5
+    """Embedded guidance."""
+    cfg: NonNegativeFloat = 1.0
+    """True classifier-free guidance; 1 is off."""
+    seed: NonNegativeInt = 42
+    """Seed of the noise."""
+    count: PositiveInt = 1
+    """Pictures with seeds seed, seed + 1, ..."""
+
+
+class ValidationConfig(Section):
+    """Loss on pictures that are not trained, at fixed noise levels and noise."""
+
+    every: NonNegativeInt = 0
+    """Steps between two measurements; 0 is off."""
+    share: float = Field(0.0, ge=0, lt=1)
+    """Share of each dataset that is held out."""
+    sigmas: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+    """Noise levels measured."""
+    seed: NonNegativeInt = 0
+    """Seed of the split and the noise."""
+    max_batches: PositiveInt = 16
+    """At most this many batches."""
+
+
+class CheckpointConfig(Section):
+    """Resumable states and the weights files written along the way."""
+
+    every: NonNegativeInt = 0
+    """Steps between two checkpoints; 0 is only at the end."""
+    every_epochs: NonNegativeInt = 0
+    """Epochs between two checkpoints; 0 is off."""
+    keep: PositiveInt = 2
+    """Resumable states kept; weights files are all kept unless `keep_weights` is set."""
+    keep_weights: PositiveInt | None = None
+    """Intermediate weights files kept."""
+    format: Literal["kohya", "peft"] = "kohya"
+    """Key names of the adapter file: kohya (sd-scripts, ComfyUI, Forge, diffusers) or peft (diffusers)."""
+    dtype: Dtype = "bf16"
+    """Type of the weights files (the resumable state always keeps full precision)."""
+    metadata: Literal["full", "minimal"] = "full"
+    """minimal leaves out captions, folder names and settings."""
+    title: str = ""
+    """modelspec title; by default the run's name."""
+    author: str = ""
+    """modelspec author."""
+    license: str = ""
+    """modelspec license."""
+    trigger_phrase: str = ""
+    """modelspec trigger phrase."""
+
+
+class RunSection(Section):
+    """Where the run lives."""
+
+    dir: Path
+    """The run folder; everything the run writes is in it."""
+    name: str = ""
+    """Name of the weights files; by default the folder's name."""
+    grace_seconds: PositiveFloat = 30.0
+    """Time a stop signal leaves for the checkpoint."""
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    fluxsmith_config: Literal[1] = 1
+    """Version of this file's format."""
+    model: Annotated[PluginConfig, Choice("fluxsmith.models.family")]
+    """The base model and its files."""
+    adapter: Annotated[PluginConfig, Choice("fluxsmith.adapters")] | None = None
+    """What is trained beside the frozen base; without it the base itself is trained."""
+    optim: Annotated[PluginConfig, Choice("fluxsmith.optim")] = Field(default={"type": "torch"}, validate_default=True)  # type: ignore[assignment]  # the choice turns the dict into a Config
+    """The optimizer."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate schedule."""
+    objective: Annotated[PluginConfig, Choice("fluxsmith.train.objectives")] = Field(default={"type": "flow"}, validate_default=True)  # type: ignore[assignment]  # as above
+    """What is minimised."""
+    noise: NoiseConfig = NoiseConfig()
+    """Noise levels and prediction."""
+    memory: MemoryConfig = MemoryConfig()
+    """Memory for time."""
+    train: TrainConfig
+    """The loop."""
+    data: list[Annotated[PluginConfig, Choice("fluxsmith.data.sources")]] = Field(min_length=1)
+    """The datasets."""
+    cache: CacheConfig = CacheConfig()
+    """Caches of encoded pictures and captions."""
+    sample: list[SampleConfig] = []
+    """Pictures made while training."""
+    validation: ValidationConfig = ValidationConfig()
+    """Validation loss."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """States and weights files."""
+    sinks: list[Annotated[PluginConfig, Choice("fluxsmith.train.sinks")]] = []
+    """Listeners beside the progress bar, the event log and the report."""
+    run: RunSection
+    """The run folder."""
+
+
+def as_plain(config: Section) -> dict[str, Any]:
+    """The config as JSON-ready values (paths are strings)."""
+    return config.model_dump(mode="json")
