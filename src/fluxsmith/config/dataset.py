@@ -39,15 +39,15 @@ class CaptionConfig(Section):
     """Everything before this text is kept in place (instead of `keep_tokens`); a second one begins a fixed ending."""
     wildcards: bool = False
     """Choose one line of a caption file of several lines, and one of `{a|b|c}`."""
-    dropout: float = Field(0.0, ge=0, le=1)
+    dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of uses trained with an empty caption."""
     dropout_every_epochs: NonNegativeInt = 0
     """Every N-th epoch is trained with empty captions; 0 is off."""
-    tag_dropout: float = Field(0.0, ge=0, le=1)
+    tag_dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of tags left out, beyond the kept ones."""
     warmup_min: PositiveInt = 1
     """Tags used at step 0 while tags are warmed up."""
-    warmup_steps: float = Field(0.0, ge=0)
+    warmup_steps: float = Field(default=0.0, ge=0)
     """Steps until all tags are used; below 1 it is a share of the run; 0 is off."""
 
 
@@ -85,7 +85,7 @@ class DatasetConfig(PluginConfig):
     """Which part is kept when a picture is larger than its bucket; random crops are drawn once a picture when latents are cached."""
     flip: bool = False
     """Mirror half of the uses (drawn per use)."""
-    color_jitter: float = Field(0.0, ge=0, le=1)
+    color_jitter: float = Field(default=0.0, ge=0, le=1)
     """Strength of random brightness, contrast and saturation changes; needs `cache.latents = "off"`."""
     interpolation: Interpolation = "auto"
     """Resize filter; auto is area when both sides shrink, else Lanczos."""
@@ -95,7 +95,7 @@ class DatasetConfig(PluginConfig):
     """Pictures with more pixels are refused before they are decoded."""
     regularisation: bool = False
     """These pictures keep what the model knows: they are balanced against the others and weighted by `weight`."""
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0)
     """Factor on the loss of these samples."""
-    max_skipped: float = Field(0.1, ge=0, le=1)
+    max_skipped: float = Field(default=0.1, ge=0, le=1)
     """Largest share of pictures that may be left out because of problems before the run refuses to start."""

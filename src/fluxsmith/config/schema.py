@@ -30,7 +30,7 @@ class ScheduleConfig(Section):
     """Cosine periods (cosine: half-cosines; cosine_restarts: hard restarts)."""
     power: PositiveFloat = 1.0
     """Exponent of the polynomial schedule."""
-    min_ratio: float = Field(0.0, ge=0, le=1)
+    min_ratio: float = Field(default=0.0, ge=0, le=1)
     """Lowest factor that a decay reaches."""
     rules: str = ""
     """piecewise_constant: `factor:until_step,...,last_factor`, for example `1:500,0.5:800,0.1`."""
@@ -57,9 +57,9 @@ class NoiseConfig(Section):
     """Scale of mode."""
     prediction: Literal["raw", "additive", "sigma_scaled"] = "raw"
     """What the model's output means; raw (velocity) is what FLUX is, the others exist for old recipes."""
-    min_sigma: float = Field(0.0, ge=0, le=1)
+    min_sigma: float = Field(default=0.0, ge=0, le=1)
     """Lowest noise level trained."""
-    max_sigma: float = Field(1.0, ge=0, le=1)
+    max_sigma: float = Field(default=1.0, ge=0, le=1)
     """Highest noise level trained."""
     guidance: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat] = 1.0
     """Value of the guidance embedder, or (low, high) drawn uniformly per sample; models without the embedder ignore it."""
@@ -77,7 +77,7 @@ class MemoryConfig(Section):
 class EmaConfig(Section):
     """A running average of the trained weights, saved beside them and used for samples."""
 
-    decay: float = Field(0.999, gt=0, lt=1)
+    decay: float = Field(default=0.999, gt=0, lt=1)
     """Share kept per step; warmed up as min(decay, (1 + step) / (10 + step))."""
 
 
@@ -161,7 +161,7 @@ class ValidationConfig(Section):
 
     every: NonNegativeInt = 0
     """Steps between two measurements; 0 is off."""
-    share: float = Field(0.0, ge=0, lt=1)
+    share: float = Field(default=0.0, ge=0, lt=1)
     """Share of each dataset that is held out."""
     sigmas: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     """Noise levels measured."""
