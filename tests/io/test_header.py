@@ -35,7 +35,11 @@ BROKEN = {
     "starts late": ({"a": entry(2, 6)}, bytes(6), "gap at 'a'"),
     "truncated": ({"a": entry(0, 40)}, bytes(30), "10 are missing"),
     "bytes left over": ({"a": entry(0, 4)}, bytes(6), "belong to no tensor"),
-    "duplicate": (b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"1", "twice"),
+    "duplicate": (
+        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b"1",
+        "twice",
+    ),
     "dtype": ({"a": entry(0, 4, [4], "Q9")}, bytes(4), "unknown dtype"),
     "shape and size": ({"a": entry(0, 4, [5])}, bytes(4), "needs 5 bytes"),
     "negative side": ({"a": entry(0, 4, [-4])}, bytes(4), "shape must be"),

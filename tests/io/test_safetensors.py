@@ -36,7 +36,9 @@ def test_every_dtype_survives(tmp_path: Path) -> None:
 
 
 def test_bytes_equal_the_librarys(tmp_path: Path) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in samples().items() if name not in ("t_F8_E8M0", "t_F8_E4M3FNUZ", "t_F8_E5M2FNUZ")}
+    tensors = {
+        name: tensor.contiguous() for name, tensor in samples().items() if name not in ("t_F8_E8M0", "t_F8_E4M3FNUZ", "t_F8_E5M2FNUZ")
+    }
     save_weights(tmp_path / "ours.safetensors", tensors, {"one": "key"})
     assert (tmp_path / "ours.safetensors").read_bytes() == safetensors.torch.save(tensors, {"one": "key"})
 

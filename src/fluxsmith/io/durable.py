@@ -145,17 +145,20 @@ class Disk:
         """
         path = path.absolute()
         inside = next((folder for folder in self._open_folders if path.is_relative_to(folder)), None)
-        if isinstance(data, Buffer):
-            data, size = (data,), memoryview(data).nbytes
+        if isinstance(data, bytes | bytearray | memoryview):
+            size = memoryview(data).nbytes
+            stream: Iterable[Buffer] = (data,)
+        else:
+            stream = data
         if inside is not None:
             with storage_errors(path, self, size):
-                record = self._write_stream(path, data, size)
+                record = self._write_stream(path, stream, size)
             self._open_folders[inside][path.relative_to(inside).as_posix()] = record
             return record
         temporary = path.with_name(temporary_name(path.name))
         with storage_errors(path, self, size):
             try:
-                record = self._write_stream(temporary, data, size)
+                record = self._write_stream(temporary, stream, size)
                 self.rename(temporary, path)
             except Exception:
                 with suppress(OSError):
@@ -327,7 +330,9 @@ def storage_errors(path: Path, disk: Disk, size: int | None = None) -> Iterator[
             raise StorageError("disk full", where=str(path), why=f"{need}{free} free on {_mount(path)}", fix=fix) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StorageError("cannot write here", where=str(path), why=str(error), fix="choose a folder that you may write to") from error
-        raise StorageError("writing failed", where=str(path), why=str(error), fix="check the disk, then start the same command again") from error
+        raise StorageError(
+            "writing failed", where=str(path), why=str(error), fix="check the disk, then start the same command again"
+        ) from error
 
 
 def _mount(path: Path) -> Path:

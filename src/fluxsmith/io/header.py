@@ -25,6 +25,7 @@ MAX_METADATA_BYTES = 1_000_000
 MAX_DIMENSIONS = 16
 PICKLE_ENDINGS = (".pt", ".ckpt", ".bin", ".pth", ".pkl")
 DOWNLOAD_AGAIN = "download or copy the file again"
+GET_SAFETENSORS = "get the .safetensors version of this model"
 
 
 class TensorInfo(NamedTuple):
@@ -85,17 +86,17 @@ def refuse_pickle(path: Path) -> None:
         raise ModelFileError(
             f"{ending} files are Python pickles, which can run code when opened, and are not read",
             where=str(path),
-            fix="get the .safetensors version of this model",
+            fix=GET_SAFETENSORS,
         )
     if ending == ".gguf":
-        raise ModelFileError("GGUF files are not read", where=str(path), fix="get the .safetensors version of this model")
+        raise ModelFileError("GGUF files are not read", where=str(path), fix=GET_SAFETENSORS)
 
 
 def _check_start(path: Path, length_bytes: bytes, size: int) -> None:
     if length_bytes[:4] == b"GGUF":
-        raise ModelFileError("this is a GGUF file", where=str(path), fix="get the .safetensors version of this model")
+        raise ModelFileError("this is a GGUF file", where=str(path), fix=GET_SAFETENSORS)
     if length_bytes[:2] == b"PK" or length_bytes[:1] == b"\x80":
-        raise ModelFileError("this is a Python pickle, which is not read", where=str(path), fix="get the .safetensors version of this model")
+        raise ModelFileError("this is a Python pickle, which is not read", where=str(path), fix=GET_SAFETENSORS)
     if length_bytes.startswith(b"version "):
         raise ModelFileError("this is a Git LFS pointer, not the file itself", where=str(path), fix="run `git lfs pull`")
     if len(length_bytes) < 8:

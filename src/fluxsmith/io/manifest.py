@@ -15,6 +15,7 @@ from fluxsmith.errors import FluxsmithError, ModelFileError, Problem
 CHUNK = 8 << 20  # bytes read at a time
 MANIFEST = "MANIFEST.json"
 MANIFEST_FORMAT = 1
+USE_OLDER = "use an older checkpoint"
 
 
 class FileRecord(NamedTuple):
@@ -57,9 +58,9 @@ def read_manifest(path: Path) -> Manifest:
         files = {str(name): FileRecord(int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()}
         extra, version = dict(content["extra"]), content["format"]
     except FileNotFoundError as error:
-        raise ModelFileError("incomplete: it has no MANIFEST.json", where=str(path), fix="use an older checkpoint") from error
+        raise ModelFileError("incomplete: it has no MANIFEST.json", where=str(path), fix=USE_OLDER) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelFileError("its MANIFEST.json is damaged", where=str(path), why=str(error)[:200], fix="use an older checkpoint") from error
+        raise ModelFileError("its MANIFEST.json is damaged", where=str(path), why=str(error)[:200], fix=USE_OLDER) from error
     if version != MANIFEST_FORMAT:
         raise ModelFileError(f"MANIFEST.json has format {version}, {MANIFEST_FORMAT} was expected", where=str(path), fix="update fluxsmith")
     return Manifest(path, files, extra)
@@ -71,13 +72,13 @@ def verify_folder(path: Path, *, hashes: bool = True) -> Manifest:
     for name, record in manifest.files.items():
         file = path / name
         if not file.is_file():
-            raise ModelFileError(f"incomplete: {name} is missing", where=str(path), fix="use an older checkpoint")
+            raise ModelFileError(f"incomplete: {name} is missing", where=str(path), fix=USE_OLDER)
         size = file.stat().st_size
         if size != record.size:
             why = f"{size} bytes, {record.size} were written"
-            raise ModelFileError(f"damaged: {name} has another size", where=str(path), why=why, fix="use an older checkpoint")
+            raise ModelFileError(f"damaged: {name} has another size", where=str(path), why=why, fix=USE_OLDER)
         if hashes and hash_file(file).sha256 != record.sha256:
-            raise ModelFileError(f"damaged: {name} has another content (SHA-256)", where=str(path), fix="use an older checkpoint")
+            raise ModelFileError(f"damaged: {name} has another content (SHA-256)", where=str(path), fix=USE_OLDER)
     return manifest
 
 

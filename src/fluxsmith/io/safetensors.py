@@ -248,4 +248,4 @@ def _made(name: str, tensor: Tensor | Lazy) -> Tensor:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values as bytes, row by row; no copy when it is contiguous and on the host."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
