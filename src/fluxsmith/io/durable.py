@@ -146,10 +146,10 @@ class Disk:
         path = path.absolute()
         inside = next((folder for folder in self._open_folders if path.is_relative_to(folder)), None)
         if isinstance(data, bytes | bytearray | memoryview):
-            size = memoryview(data).nbytes
-            stream: Iterable[Buffer] = (data,)
+            view = memoryview(data).cast("B")
+            stream, size = iter((view,)), view.nbytes
         else:
-            stream = data
+            stream = iter(data)
         if inside is not None:
             with storage_errors(path, self, size):
                 record = self._write_stream(path, stream, size)
