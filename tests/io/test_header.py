@@ -71,6 +71,13 @@ def test_broken_headers_are_refused_by_name(tmp_path: Path, name: str) -> None:
     assert caught.value.exit_code == 4
 
 
+@pytest.mark.parametrize("length", [0x0280, 0x4B50, 0x80])
+def test_a_length_that_looks_like_another_format(tmp_path: Path, length: int) -> None:
+    text = json.dumps({"a": entry(0, 1)}).encode()
+    path = write(tmp_path / "a.safetensors", text + b" " * (length - len(text)), b"1")
+    assert list(read_header(path).tensors) == ["a"]
+
+
 def test_header_longer_than_the_file_or_the_limit(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", {"a": entry(0, 1)}, b"1", pad=1000)
     with pytest.raises(ModelFileError, match="truncated inside its header"):

@@ -93,21 +93,27 @@ def refuse_pickle(path: Path) -> None:
 
 
 def _check_start(path: Path, length_bytes: bytes, size: int) -> None:
-    if length_bytes[:4] == b"GGUF":
-        raise ModelFileError("this is a GGUF file", where=str(path), fix=GET_SAFETENSORS)
-    if length_bytes[:2] == b"PK" or length_bytes[:1] == b"\x80":
-        raise ModelFileError("this is a Python pickle, which is not read", where=str(path), fix=GET_SAFETENSORS)
-    if length_bytes.startswith(b"version "):
-        raise ModelFileError("this is a Git LFS pointer, not the file itself", where=str(path), fix="run `git lfs pull`")
     if len(length_bytes) < 8:
         raise ModelFileError(f"file is too short to be safetensors ({size} bytes)", where=str(path), fix=DOWNLOAD_AGAIN)
     length = int.from_bytes(length_bytes, "little")
     if length > MAX_HEADER_BYTES:
+        what, fix = _other_format(length_bytes)
         why = f"its first 8 bytes give a header of {length} bytes, at most {MAX_HEADER_BYTES} are allowed"
-        raise ModelFileError("this is not a safetensors file", where=str(path), why=why, fix="check that the path names a safetensors file")
+        raise ModelFileError(what, where=str(path), why=why, fix=fix)
     if length + 8 > size:
         why = f"the header needs {length + 8} bytes, the file has {size}"
         raise ModelFileError("file is truncated inside its header", where=str(path), why=why, fix=DOWNLOAD_AGAIN)
+
+
+def _other_format(start: bytes) -> tuple[str, str]:
+    """What a file is whose first bytes are no header length; only then, since 0x80 may begin a length too."""
+    if start.startswith(b"GGUF"):
+        return "this is a GGUF file", GET_SAFETENSORS
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return "this is a Python pickle, which is not read", GET_SAFETENSORS
+    if start.startswith(b"version "):
+        return "this is a Git LFS pointer, not the file itself", "run `git lfs pull`"
+    return "this is not a safetensors file", "check that the path names a safetensors file"
 
 
 def _parse(path: Path, text: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
