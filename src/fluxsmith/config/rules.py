@@ -1,0 +1,249 @@
+"""Rules across sections: pairs of values that pydantic cannot judge one by one, each a small function.
+
+A rule yields `Finding`s; `findings(config)` collects those of all rules, so that a user sees everything at once.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fluxsmith.config.dataset import DatasetConfig
+from fluxsmith.config.schema import RunConfig
+from fluxsmith.config.sections import KeyPath
+
+ENCODERS = ("clip_l", "t5xxl")
+PIXEL_STEP = 16  # the autoencoder's 8 times the 2 x 2 patches of the transformer
+
+
+class Finding(NamedTuple):
+    """One broken rule; `key` is the option that the cure names first."""
+
+    key: KeyPath
+    what: str
+    fix: str
+    why: str = ""
+
+
+Rule = Callable[[RunConfig], Iterator[Finding]]
+
+
+def findings(config: RunConfig) -> list[Finding]:
+    """All broken rules of a config whose single values are fine."""
+    return [finding for rule in RULES for finding in rule(config)]
+
+
+def trains_text_encoder(config: RunConfig) -> bool:
+    """True when a text encoder's weights, or an adapter in one, are trained."""
+    if config.adapter is None:
+        return any(name in config.train.components for name in ENCODERS)
+    return any(text.startswith(ENCODERS) for text in _texts(config.adapter.model_dump(mode="json")))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from (key, *_texts(inner)) if inner not in (None, False, 0) else ()
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _datasets(config: RunConfig) -> Iterator[tuple[int, DatasetConfig]]:
+    for index, data in enumerate(config.data):
+        if isinstance(data, DatasetConfig):
+            yield index, data
+
+
+def length(config: RunConfig) -> Iterator[Finding]:
+    """Steps or epochs, one of them."""
+    if config.train.steps is None and config.train.epochs is None:
+        yield Finding(("train",), "the length of the run is missing", "add train.steps (or train.epochs)")
+    if config.train.steps is not None and config.train.epochs is not None:
+        fix = "keep one; train.steps=null on the command line takes a value of the file away"
+        yield Finding(("train", "epochs"), "train.steps and train.epochs are both given", fix)
+
+
+def adapter_or_components(config: RunConfig) -> Iterator[Finding]:
+    """With an adapter the base is frozen."""
+    if config.adapter is not None and config.train.components != ("dit",):
+        fix = "remove [adapter] to train whole components, or remove train.components"
+        yield Finding(("train", "components"), "train.components has no effect beside an adapter", fix, "the base is frozen")
+
+
+def components(config: RunConfig) -> Iterator[Finding]:
+    """At least one component, each once."""
+    names = config.train.components
+    if not names or len(set(names)) != len(names):
+        yield Finding(("train", "components"), "train.components must name each trained component once", 'write ["dit"]')
+
+
+def text_cache(config: RunConfig) -> Iterator[Finding]:
+    """Cached text states would be those of the untrained encoder."""
+    if trains_text_encoder(config) and config.cache.text != "off":
+        why = f'cache.text is "{config.cache.text}"'
+        yield Finding(("cache", "text"), "a text encoder that is trained cannot be cached", 'write cache.text = "off"', why)
+
+
+def latent_cache(config: RunConfig) -> Iterator[Finding]:
+    """Cached latents would be those of the untrained autoencoder."""
+    if config.adapter is None and "ae" in config.train.components and config.cache.latents != "off":
+        fix = 'write cache.latents = "off"'
+        yield Finding(("cache", "latents"), "an autoencoder that is trained cannot be cached", fix, f'it is "{config.cache.latents}"')
+
+
+def color_jitter(config: RunConfig) -> Iterator[Finding]:
+    """A cached latent has one colour."""
+    for index, data in _datasets(config):
+        if data.color_jitter > 0 and config.cache.latents != "off":
+            key = ("data", index, "color_jitter")
+            yield Finding(key, "color_jitter changes nothing in cached latents", 'write cache.latents = "off", or remove color_jitter')
+
+
+def noise_range(config: RunConfig) -> Iterator[Finding]:
+    """The trained noise levels are a range; guidance too."""
+    noise = config.noise
+    if noise.min_sigma >= noise.max_sigma:
+        why = f"they are {noise.min_sigma} and {noise.max_sigma}"
+        yield Finding(("noise", "min_sigma"), "noise.min_sigma must be below noise.max_sigma", "exchange or change them", why)
+    if isinstance(noise.guidance, tuple) and noise.guidance[0] > noise.guidance[1]:
+        yield Finding(("noise", "guidance"), "noise.guidance is (low, high)", "put the smaller value first")
+
+
+def weighting(config: RunConfig) -> Iterator[Finding]:
+    """A weighting that nothing reads is a wish that is not granted."""
+    noise = config.noise
+    if noise.weighting in ("logit_normal", "mode") and noise.sampling != "sigma":
+        fix = 'write noise.sampling = "sigma", or noise.weighting = "none"'
+        why = f'noise.sampling is "{noise.sampling}"'
+        yield Finding(("noise", "weighting"), f'weighting "{noise.weighting}" is a density of sampling "sigma"', fix, why)
+    if noise.weighting in ("sigma_sqrt", "cosmap") and noise.prediction != "sigma_scaled":
+        fix = 'write noise.prediction = "sigma_scaled", or noise.weighting = "none"'
+        why = f'noise.prediction is "{noise.prediction}"'
+        yield Finding(("noise", "weighting"), f'weighting "{noise.weighting}" belongs to prediction "sigma_scaled"', fix, why)
+
+
+def auto_shift(config: RunConfig) -> Iterator[Finding]:
+    """Sampling sigma takes its shift from noise.shift alone."""
+    if config.noise.auto_shift and config.noise.sampling == "sigma":
+        yield Finding(("noise", "auto_shift"), 'noise.auto_shift has no effect on sampling "sigma"', 'write noise.sampling = "shift"')
+
+
+def schedule(config: RunConfig) -> Iterator[Finding]:
+    """Warm-up and decay fit into the run; the rules belong to one schedule."""
+    plan, steps = config.schedule, config.train.steps
+    if (plan.name == "piecewise_constant") != bool(plan.rules):
+        fix = 'write schedule.name = "piecewise_constant" and schedule.rules = "1:500,0.1" together'
+        yield Finding(("schedule", "rules"), "schedule.rules and the piecewise_constant schedule belong together", fix)
+    if plan.decay and plan.name != "warmup_stable_decay":
+        fix = 'write schedule.name = "warmup_stable_decay", or remove schedule.decay'
+        yield Finding(("schedule", "decay"), f'schedule "{plan.name}" has no separate decay', fix)
+    spent = sum(value if value >= 1 else value * (steps or 1) for value in (plan.warmup, plan.decay))
+    if steps is not None and spent > steps:
+        fix = "shorten them; values below 1 are shares of the run"
+        yield Finding(("schedule", "warmup"), f"warm-up and decay take {spent:g} of {steps} steps", fix)
+
+
+def sample_size(config: RunConfig) -> Iterator[Finding]:
+    """Pictures are made of 16-pixel patches."""
+    for index, sample in enumerate(config.sample):
+        for name, value in (("width", sample.width), ("height", sample.height)):
+            if value % PIXEL_STEP:
+                fix = f"write {max(PIXEL_STEP, round(value / PIXEL_STEP) * PIXEL_STEP)}"
+                yield Finding(("sample", index, name), f"sample.{index}.{name} = {value} is not a multiple of {PIXEL_STEP}", fix)
+
+
+def sample_negative(config: RunConfig) -> Iterator[Finding]:
+    """A negative prompt is read by true guidance only."""
+    for index, sample in enumerate(config.sample):
+        if sample.negative and sample.cfg == 1:
+            fix = f"write sample.{index}.cfg = 3.5, or remove the negative prompt"
+            yield Finding(("sample", index, "negative"), "a negative prompt has no effect while cfg is 1", fix)
+
+
+def bucket_sizes(config: RunConfig) -> Iterator[Finding]:
+    """Bucket sides are 16-pixel multiples, smallest before largest."""
+    for index, data in _datasets(config):
+        key: KeyPath = ("data", index, "buckets")
+        sides = data.resolution if isinstance(data.resolution, tuple) else (data.resolution,)
+        if data.buckets.step % PIXEL_STEP:
+            fix = f"write {PIXEL_STEP}, 32 or 64"
+            yield Finding((*key, "step"), f"buckets.step = {data.buckets.step} is not a multiple of {PIXEL_STEP}", fix)
+        if data.buckets.min > data.buckets.max:
+            yield Finding((*key, "min"), "buckets.min is above buckets.max", "exchange them")
+        if min(sides) < PIXEL_STEP or (not data.buckets.enabled and any(side % PIXEL_STEP for side in sides)):
+            fix = f"write a multiple of {PIXEL_STEP}"
+            yield Finding(("data", index, "resolution"), f"resolution {data.resolution} does not fit {PIXEL_STEP}-pixel patches", fix)
+
+
+def captions(config: RunConfig) -> Iterator[Finding]:
+    """Caption options that cancel each other."""
+    for index, data in _datasets(config):
+        options, key = data.captions, ("data", index, "captions")
+        if options.keep_tokens and options.keep_separator:
+            yield Finding((*key, "keep_tokens"), "captions.keep_tokens and captions.keep_separator exclude each other", "drop one")
+        if (options.shuffle or options.tag_dropout) and not options.separator:
+            fix = 'write captions.separator = ","'
+            yield Finding((*key, "separator"), "tags cannot be shuffled or dropped without a separator", fix)
+
+
+def only_regularisation(config: RunConfig) -> Iterator[Finding]:
+    """Something has to be learned."""
+    datasets = [data for _, data in _datasets(config)]
+    if datasets and len(datasets) == len(config.data) and all(data.regularisation for data in datasets):
+        yield Finding(("data",), "all datasets are regularisation", "remove regularisation = true from the pictures to learn")
+
+
+def validation(config: RunConfig) -> Iterator[Finding]:
+    """Measuring needs pictures, and held-out pictures need measuring."""
+    part = config.validation
+    if part.every and not part.share:
+        yield Finding(("validation", "share"), "validation has no pictures", "write validation.share = 0.1, or validation.every = 0")
+    if part.share and not part.every:
+        fix = "write validation.every = 100, or remove validation.share"
+        yield Finding(("validation", "every"), "pictures are held out but never measured", fix)
+    if not part.sigmas or not all(0 < sigma <= 1 for sigma in part.sigmas):
+        yield Finding(("validation", "sigmas"), "validation.sigmas must be noise levels above 0, up to 1", "write [0.2, 0.4, 0.6, 0.8]")
+
+
+def precision(config: RunConfig) -> Iterator[Finding]:
+    """The gradient scaler of fp16 needs gradients that are not fp16."""
+    train = config.train
+    if train.precision == "fp16" and train.weights_dtype == "fp16":
+        fix = 'write train.weights_dtype = "fp32", or train.precision = "bf16"'
+        yield Finding(
+            ("train", "weights_dtype"), "fp16 weights cannot be trained with fp16 autocast", fix, "their gradients cannot be unscaled"
+        )
+
+
+def run_dir(config: RunConfig) -> Iterator[Finding]:
+    """Sample pictures must not become training pictures."""
+    target = config.run.dir.absolute()
+    for index, data in enumerate(config.data):
+        path = data.model_dump().get("path")
+        if isinstance(path, Path) and target.is_relative_to(path.absolute()):
+            fix = f"choose a folder outside {path}"
+            yield Finding(("run", "dir"), f"run.dir lies inside the pictures of data.{index}", fix, "samples would be trained on")
+
+
+RULES: tuple[Rule, ...] = (
+    length,
+    adapter_or_components,
+    components,
+    text_cache,
+    latent_cache,
+    color_jitter,
+    noise_range,
+    weighting,
+    auto_shift,
+    schedule,
+    sample_size,
+    sample_negative,
+    bucket_sizes,
+    captions,
+    only_regularisation,
+    validation,
+    precision,
+    run_dir,
+)
