@@ -6,7 +6,6 @@ Only the bytes of the tensor that is asked for are read; nothing is mapped.
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from fluxsmith.errors import ModelFileError
 from fluxsmith.io.durable import Disk, FileRecord
-from fluxsmith.io.header import DTYPE_BITS, Header, TensorInfo, read_header, refuse_pickle
+from fluxsmith.io.header import DTYPE_BITS, Header, TensorInfo, read_header
+from fluxsmith.io.shards import join_headers, shard_paths
 
 __all__ = ["Header", "Lazy", "TensorInfo", "WeightsFile", "open_weights", "read_header", "save_weights", "shard_paths"]
 
@@ -30,8 +30,6 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 }  # fmt: skip
 STORED_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 LAYOUT_ORDER: Mapping[str, int] = {name: place for place, name in enumerate(DTYPE_BITS)}
-SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.safetensors|\.sft)")
-ENDINGS = (".safetensors", ".sft")
 READ_BYTES = 1 << 30  # the kernel reads at most 2 GiB at a time
 
 
@@ -49,21 +47,11 @@ class WeightsFile:
     def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
         self.headers = tuple(read_header(path) for path in paths)
         self.paths = tuple(header.path for header in self.headers)
-        self.infos: dict[str, TensorInfo] = {}
-        self.metadata: dict[str, str] = {}
-        self._shard_of: dict[str, int] = {}
+        joined = join_headers(self.headers)
+        self.infos: dict[str, TensorInfo] = joined.tensors
+        self.metadata: dict[str, str] = joined.metadata
+        self._shard_of = {name: place for place, header in enumerate(self.headers) for name in header.tensors}
         self._fds: dict[int, int] = {}
-        for place, header in enumerate(self.headers):
-            self._add(place, header)
-
-    def _add(self, place: int, header: Header) -> None:
-        for name, info in header.tensors.items():
-            if name in self.infos:
-                other = self.paths[self._shard_of[name]].name
-                raise ModelFileError(f"tensor {name} is in {other} too", where=str(header.path), fix="download the shards again")
-            self.infos[name] = info
-            self._shard_of[name] = place
-        self.metadata.update(header.metadata)
 
     def keys(self) -> KeysView[str]:
         """Names of all tensors."""
@@ -131,59 +119,6 @@ class WeightsFile:
 def open_weights(path: str | os.PathLike[str]) -> WeightsFile:
     """Open a file, a shard (with its siblings), an `*.index.json`, or a folder that holds one file or one set of shards."""
     return WeightsFile(shard_paths(path))
-
-
-def shard_paths(path: str | os.PathLike[str]) -> list[Path]:
-    """The files that belong together. Raises ModelFileError that names a missing shard."""
-    path = Path(path)
-    if path.is_dir():
-        return _folder_paths(path)
-    if path.name.endswith(".index.json"):
-        return _index_paths(path)
-    refuse_pickle(path)
-    found = SHARD.fullmatch(path.name)
-    return _siblings(path, found) if found else [path]
-
-
-def _siblings(path: Path, found: re.Match[str]) -> list[Path]:
-    count = int(found["count"])
-    paths = [path.with_name(f"{found['stem']}-{number:05d}-of-{count:05d}{found['ending']}") for number in range(1, count + 1)]
-    return _all_there(paths or [path])
-
-
-def _all_there(paths: list[Path]) -> list[Path]:
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        what = f"{len(missing)} of {len(paths)} shards missing: {', '.join(missing[:5])}"
-        raise ModelFileError(what, where=str(paths[0].parent), fix="download the missing files into this folder")
-    return paths
-
-
-def _index_paths(path: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError("index of shards cannot be read", where=str(path), why=str(error)[:200], fix="download it again") from error
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise ModelFileError("index of shards names files outside its folder, or none", where=str(path), fix="download it again")
-    return _all_there([path.with_name(name) for name in names])
-
-
-def _folder_paths(folder: Path) -> list[Path]:
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if len(indexes) == 1:
-        return _index_paths(indexes[0])
-    files = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS and not path.name.startswith("."))
-    if not files:
-        for path in sorted(folder.iterdir()):
-            refuse_pickle(path)
-        raise ModelFileError("no .safetensors file in this folder", where=str(folder), fix="give the file itself")
-    found = SHARD.fullmatch(files[0].name)
-    paths = _siblings(files[0], found) if found else files[:1]
-    if set(files) - set(paths):
-        names = ", ".join(path.name for path in files[:5])
-        raise ModelFileError(f"several models in this folder: {names}", where=str(folder), fix="give the file itself")
-    return paths
 
 
 def save_weights(
