@@ -10,6 +10,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fluxsmith.models.assembly import TextStates
+
+
+__all__ = ["Batch", "BatchSpec", "Encoders", "Record", "Size", "TextStates", "Use"]
+
 
 class Size(NamedTuple):
     """Width and height, pixels."""
@@ -26,14 +31,6 @@ class Record(NamedTuple):
     caption: str | None  # None: no caption was found
     caption_path: Path | None = None
     mask_path: Path | None = None
-
-
-class TextStates(NamedTuple):
-    """Encoded captions: T5 rows, CLIP's pooled vector, and which T5 rows are real tokens."""
-
-    txt: Tensor  # (B, T, D_txt)
-    pooled: Tensor  # (B, D_pooled)
-    mask: Tensor  # (B, T) bool, True on real tokens
 
 
 class Use(NamedTuple):

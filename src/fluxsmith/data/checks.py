@@ -1,0 +1,247 @@
+"""Everything about the data that is worth saying before the first step, in one report.
+
+Rule: a run starts when at least one usable picture remains in every dataset, nothing was found that the options call an error,
+and the share of pictures skipped for problems is at most `max_skipped`; else one DataError (exit 3) lists all problems.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+from fluxsmith.data.captions import TRIGGER, steady
+from fluxsmith.data.scan import Finding, Item, ScannedSet
+from fluxsmith.data.sources.base import shown
+from fluxsmith.data.types import BatchSpec, Size
+from fluxsmith.errors import DataError, Problem
+
+TokenCounts = Callable[[str], dict[str, tuple[int, int]]]
+LISTED = 5
+
+
+class BucketRow(NamedTuple):
+    """One bucket of one dataset; `batches` are those of one epoch."""
+
+    bucket: Size
+    pictures: int
+    batches: int
+
+
+class TokenRow(NamedTuple):
+    """Lengths of a dataset's captions for one text encoder; `over` are keys of captions that are cut."""
+
+    encoder: str
+    limit: int
+    longest: int
+    mean: float
+    over: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What the scan found in one dataset."""
+
+    name: str
+    path: str
+    found: int
+    usable: int
+    with_caption: int
+    findings: tuple[Finding, ...]
+    buckets: tuple[BucketRow, ...]
+    tokens: tuple[TokenRow, ...]
+    max_skipped: float
+
+    def of(self, *kinds: str) -> list[Finding]:
+        """The findings of some kinds."""
+        return [finding for finding in self.findings if finding.kind in kinds]
+
+    @property
+    def is_startable(self) -> bool:
+        """Whether the rule of this module lets a run start with this dataset."""
+        return self.usable > 0 and not self.of("error") and len(self.of("skipped")) <= self.max_skipped * self.found
+
+    def verdict(self) -> str:
+        """One line: `cats: 24 found, 22 usable, 2 skipped`."""
+        counts = Counter(finding.kind for finding in self.findings)
+        parts = [f"{self.found} found", f"{self.usable} usable"]
+        names = {"error": "with errors", "skipped": "skipped", "left out": "left out as asked"}
+        parts += [f"{counts[kind]} {text}" for kind, text in names.items() if counts[kind]]
+        return f"{self.name}: {', '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """The report of all datasets."""
+
+    datasets: tuple[DatasetReport, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_startable(self) -> bool:
+        """Whether a run may start."""
+        return all(dataset.is_startable for dataset in self.datasets)
+
+    def raise_if_unusable(self) -> None:
+        """Raises DataError with every problem when a run must not start."""
+        if self.is_startable:
+            return
+        problems: list[Problem] = []
+        for dataset in self.datasets:
+            blocking = dataset.of("error", "skipped")
+            if not dataset.is_startable:
+                problems.append(_why_not(dataset))
+                problems += [finding.problem for finding in blocking]
+        raise DataError(str(problems[0]), problems=tuple(problems))
+
+    def warnings(self) -> list[str]:
+        """What the user should read although the run starts: skipped pictures one by one, warnings gathered by kind."""
+        lines: list[str] = []
+        for dataset in self.datasets:
+            lines += [f"skipped: {finding.problem}" for finding in dataset.of("skipped")]
+            gathered: dict[str, list[Finding]] = {}
+            for finding in dataset.of("warning", "left out"):
+                gathered.setdefault(finding.problem.what, []).append(finding)
+            for findings in gathered.values():
+                lines.append(str(findings[0].problem) if len(findings) == 1 else _gathered(dataset.name, findings))
+        return lines
+
+    def as_record(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(replace(self)) | {"is_startable": self.is_startable, "verdicts": [dataset.verdict() for dataset in self.datasets]}
+
+
+def _gathered(name: str, findings: Sequence[Finding]) -> str:
+    keys = ", ".join(shown(finding.key) for finding in findings[:LISTED])
+    more = f" and {len(findings) - LISTED} more" if len(findings) > LISTED else ""
+    fix = f". Fix: {findings[0].problem.fix}" if findings[0].problem.fix else ""
+    return f"{name}: {findings[0].problem.what}: {len(findings)} pictures ({keys}{more}){fix}"
+
+
+def _why_not(dataset: DatasetReport) -> Problem:
+    skipped, errors = len(dataset.of("skipped")), len(dataset.of("error"))
+    if errors:
+        return Problem(f"{errors} of {dataset.found} pictures have no usable caption", dataset.path, "", "see below; each line names its cure")
+    if not dataset.usable:
+        return Problem(f"none of {dataset.found} pictures can be used", dataset.path, "", "see below; each line names its cure")
+    share = skipped / dataset.found
+    why = f"{share:.0%} skipped, max_skipped = {dataset.max_skipped:.0%}"
+    fix = f"mend the pictures below, or set max_skipped = {min(1.0, share + 0.005):.2f}"
+    return Problem(f"{skipped} of {dataset.found} pictures cannot be used", dataset.path, why, fix)
+
+
+def report_on(sets: Sequence[ScannedSet], *, token_counts: TokenCounts | None = None) -> ScanReport:
+    """Gather the findings of a scan, and add what shows only over all pictures (copies, enlarged ones, long captions)."""
+    notes = () if token_counts else ("captions were not measured in tokens: no tokenizer",)
+    return ScanReport(tuple(_report(one, token_counts) for one in sets), notes)
+
+
+def _report(one: ScannedSet, token_counts: TokenCounts | None) -> DatasetReport:
+    config = one.config
+    counts = Counter(item.placement.bucket for item in one.items)
+    rows = tuple(BucketRow(bucket, count, -(-count * config.repeats // config.batch_size)) for bucket, count in sorted(counts.items()))
+    tokens = tuple(_token_rows(one, token_counts)) if token_counts else ()
+    extra = [*_copies(one.items), *_enlarged(one), *_text_remarks(one), *_too_long(one, tokens)]
+    return DatasetReport(
+        name=one.name,
+        path=shown(config.model_dump(mode="json").get("path", one.name)),
+        found=one.found,
+        usable=len(one.items),
+        with_caption=sum(bool(item.record.caption) for item in one.items),
+        findings=one.findings + tuple(extra),
+        buckets=rows,
+        tokens=tokens,
+        max_skipped=config.max_skipped,
+    )
+
+
+def _copies(items: Sequence[Item]) -> list[Finding]:
+    by_digest: dict[str, list[Item]] = {}
+    for item in items:
+        by_digest.setdefault(item.digest, []).append(item)
+    findings = []
+    for same in by_digest.values():
+        if len(same) > 1:
+            names = " = ".join(shown(item.record.key) for item in same[:LISTED])
+            problem = Problem("the same picture is there several times", shown(same[0].record.path), names, "delete the copies, or use repeats")
+            findings.append(Finding("warning", same[0].record.key, problem))
+    return findings
+
+
+def _enlarged(one: ScannedSet) -> list[Finding]:
+    findings = []
+    for item in one.items:
+        resized = item.placement.resized
+        if resized.width > item.size.width or resized.height > item.size.height:
+            why = f"{item.size.width} x {item.size.height} to {resized.width} x {resized.height}"
+            fix = "use larger pictures, lower resolution, or set buckets.upscale = false"
+            findings.append(Finding("warning", item.record.key, Problem("picture is enlarged", shown(item.record.path), why, fix)))
+    return findings
+
+
+def _text_remarks(one: ScannedSet) -> list[Finding]:
+    captions = one.config.captions
+    findings = []
+    for item in one.items:
+        where = shown(item.record.caption_path or item.record.path)
+        lines = [line for line in item.caption.splitlines() if line.strip()]
+        if len(lines) > 1 and not captions.wildcards:
+            fix = "put the caption on one line, or set captions.wildcards = true to draw one of the lines"
+            findings.append(Finding("warning", item.record.key, Problem("only the first line of the caption is used", where, f"{len(lines)} lines", fix)))
+        if TRIGGER in item.caption and not captions.trigger:
+            fix = "set captions.trigger"
+            findings.append(Finding("warning", item.record.key, Problem(f"{TRIGGER} is in the caption and is not replaced", where, "", fix)))
+    return findings
+
+
+def _token_rows(one: ScannedSet, token_counts: TokenCounts) -> list[TokenRow]:
+    counts = [(item.record.key, token_counts(steady(item.caption, one.config.captions))) for item in one.items]
+    encoders = list(counts[0][1]) if counts else []
+    rows = []
+    for encoder in encoders:
+        used = [(key, *count[encoder]) for key, count in counts]
+        over = tuple(key for key, number, limit in used if number > limit)
+        rows.append(TokenRow(encoder, used[0][2], max(row[1] for row in used), sum(row[1] for row in used) / len(used), over))
+    return rows
+
+
+def _too_long(one: ScannedSet, tokens: Sequence[TokenRow]) -> list[Finding]:
+    """T5's cut loses words; CLIP feeds only the pooled vector, so its cut is no reason to shorten a caption."""
+    t5 = next((row for row in tokens if row.encoder == "t5xxl"), None)
+    paths = {item.record.key: item.record.caption_path or item.record.path for item in one.items}
+    return [
+        Finding("warning", key, Problem("caption is cut", shown(paths[key]), f"more than {t5.limit} T5 tokens", "shorten the caption"))
+        for key in (t5.over if t5 else ())
+    ]
+
+
+def check_fits(batches: Sequence[BatchSpec], batch_sizes: Sequence[int], *, accumulation: int, world: int = 1) -> list[str]:
+    """Compare one epoch with what one optimizer step takes.
+
+    Args:
+        batches: the micro-batches of an epoch.
+        batch_sizes: of each dataset.
+        accumulation, world: micro-batches in a step, and processes.
+
+    Returns warnings; raises DataError when the epoch has no batch at all.
+    """
+    if not batches:
+        raise DataError(
+            "an epoch has no batch", why="no picture is left to train", fix="add pictures, or lower validation.share so that some are trained"
+        )
+    warnings = []
+    wanted = accumulation * world
+    if len(batches) < wanted:
+        repeats = -(-wanted // len(batches))
+        processes = f" x {world} processes" if world > 1 else ""
+        warnings.append(
+            f"an epoch has {len(batches)} micro-batches, one step takes {wanted} (accumulation {accumulation}{processes}): "
+            f"steps run over the end of epochs. Fix: add pictures, set repeats = {repeats}, or accumulation = {max(1, len(batches) // world)}"
+        )
+    for dataset, size in enumerate(batch_sizes):
+        fullest = max((len(spec.uses) for spec in batches if spec.dataset == dataset), default=size)
+        if fullest < size:
+            warnings.append(
+                f"dataset {dataset + 1}: no bucket fills a batch of {size}, the fullest has {fullest} uses in an epoch: batches are smaller. "
+                f"Fix: set batch_size = {fullest}, or repeats = {-(-size // fullest)}"
+            )
+    return warnings
