@@ -48,10 +48,8 @@ def center_crop(resized: Size, bucket: Size) -> tuple[int, int]:
 
 def covering(size: Size, bucket: Size) -> Size:
     """The picture's size once it just covers the bucket, sides rounded half up."""
-    if size.width * bucket.height > bucket.width * size.height:  # relatively wider: match the heights
-        scale = bucket.height / size.height
-    else:
-        scale = bucket.width / size.width
+    is_wider = size.width * bucket.height > bucket.width * size.height  # then the heights are matched
+    scale = bucket.height / size.height if is_wider else bucket.width / size.width
     return Size(int(size.width * scale + 0.5), int(size.height * scale + 0.5))
 
 

@@ -19,7 +19,7 @@ from fluxsmith.data.transforms import PixelPlan
 from fluxsmith.errors import DataError, FluxsmithError, ModelFileError
 from fluxsmith.io.durable import Disk, clean_temporary
 from fluxsmith.io.header import TensorInfo, read_header
-from fluxsmith.io.safetensors import TORCH_DTYPES, save_weights
+from fluxsmith.io.safetensors import TORCH_DTYPES, save_weights, tensor_bytes
 
 PACK_BYTES = 64 << 20
 PACK_ENTRIES = 256
@@ -136,7 +136,10 @@ class PackStore:
             return _read(place)
         except OSError as error:
             raise DataError(
-                "cache file cannot be read", where=str(place.pack), why=str(error), fix="start the command again: what is missing is rebuilt"
+                "cache file cannot be read",
+                where=str(place.pack),
+                why=str(error),
+                fix="start the command again: what is missing is rebuilt",
             ) from error
 
     def put(self, key: str, entry: Entry) -> None:
@@ -230,5 +233,5 @@ def _digest(entry: Entry) -> str:
     digest = hashlib.sha256()
     for part, tensor in sorted(entry.items()):
         digest.update(f"{part} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()[:32]

@@ -119,10 +119,11 @@ def _gathered(name: str, findings: Sequence[Finding]) -> str:
 
 def _why_not(dataset: DatasetReport) -> Problem:
     skipped, errors = len(dataset.of("skipped")), len(dataset.of("error"))
+    below = "see below; each line names its cure"
     if errors:
-        return Problem(f"{errors} of {dataset.found} pictures have no usable caption", dataset.path, "", "see below; each line names its cure")
+        return Problem(f"{errors} of {dataset.found} pictures have no usable caption", dataset.path, "", below)
     if not dataset.usable:
-        return Problem(f"none of {dataset.found} pictures can be used", dataset.path, "", "see below; each line names its cure")
+        return Problem(f"none of {dataset.found} pictures can be used", dataset.path, "", below)
     share = skipped / dataset.found
     why = f"{share:.0%} skipped, max_skipped = {dataset.max_skipped:.0%}"
     fix = f"mend the pictures below, or set max_skipped = {min(1.0, share + 0.005):.2f}"
@@ -162,7 +163,9 @@ def _copies(items: Sequence[Item]) -> list[Finding]:
     for same in by_digest.values():
         if len(same) > 1:
             names = " = ".join(shown(item.record.key) for item in same[:LISTED])
-            problem = Problem("the same picture is there several times", shown(same[0].record.path), names, "delete the copies, or use repeats")
+            problem = Problem(
+                "the same picture is there several times", shown(same[0].record.path), names, "delete the copies, or use repeats"
+            )
             findings.append(Finding("warning", same[0].record.key, problem))
     return findings
 
@@ -186,10 +189,11 @@ def _text_remarks(one: ScannedSet) -> list[Finding]:
         lines = [line for line in item.caption.splitlines() if line.strip()]
         if len(lines) > 1 and not captions.wildcards:
             fix = "put the caption on one line, or set captions.wildcards = true to draw one of the lines"
-            findings.append(Finding("warning", item.record.key, Problem("only the first line of the caption is used", where, f"{len(lines)} lines", fix)))
+            problem = Problem("only the first line of the caption is used", where, f"{len(lines)} lines", fix)
+            findings.append(Finding("warning", item.record.key, problem))
         if TRIGGER in item.caption and not captions.trigger:
-            fix = "set captions.trigger"
-            findings.append(Finding("warning", item.record.key, Problem(f"{TRIGGER} is in the caption and is not replaced", where, "", fix)))
+            problem = Problem(f"{TRIGGER} is in the caption and is not replaced", where, "", "set captions.trigger")
+            findings.append(Finding("warning", item.record.key, problem))
     return findings
 
 
@@ -207,11 +211,11 @@ def _token_rows(one: ScannedSet, token_counts: TokenCounts) -> list[TokenRow]:
 def _too_long(one: ScannedSet, tokens: Sequence[TokenRow]) -> list[Finding]:
     """T5's cut loses words; CLIP feeds only the pooled vector, so its cut is no reason to shorten a caption."""
     t5 = next((row for row in tokens if row.encoder == "t5xxl"), None)
-    paths = {item.record.key: item.record.caption_path or item.record.path for item in one.items}
-    return [
-        Finding("warning", key, Problem("caption is cut", shown(paths[key]), f"more than {t5.limit} T5 tokens", "shorten the caption"))
-        for key in (t5.over if t5 else ())
-    ]
+    if t5 is None:
+        return []
+    paths = {item.record.key: shown(item.record.caption_path or item.record.path) for item in one.items}
+    why = f"more than {t5.limit} T5 tokens"
+    return [Finding("warning", key, Problem("caption is cut", paths[key], why, "shorten the caption")) for key in t5.over]
 
 
 def check_fits(batches: Sequence[BatchSpec], batch_sizes: Sequence[int], *, accumulation: int, world: int = 1) -> list[str]:
@@ -226,7 +230,9 @@ def check_fits(batches: Sequence[BatchSpec], batch_sizes: Sequence[int], *, accu
     """
     if not batches:
         raise DataError(
-            "an epoch has no batch", why="no picture is left to train", fix="add pictures, or lower validation.share so that some are trained"
+            "an epoch has no batch",
+            why="no picture is left to train",
+            fix="add pictures, or lower validation.share so that some are trained",
         )
     warnings = []
     wanted = accumulation * world
@@ -235,13 +241,13 @@ def check_fits(batches: Sequence[BatchSpec], batch_sizes: Sequence[int], *, accu
         processes = f" x {world} processes" if world > 1 else ""
         warnings.append(
             f"an epoch has {len(batches)} micro-batches, one step takes {wanted} (accumulation {accumulation}{processes}): "
-            f"steps run over the end of epochs. Fix: add pictures, set repeats = {repeats}, or accumulation = {max(1, len(batches) // world)}"
+            f"steps span epochs. Fix: add pictures, set repeats = {repeats}, or accumulation = {max(1, len(batches) // world)}"
         )
     for dataset, size in enumerate(batch_sizes):
         fullest = max((len(spec.uses) for spec in batches if spec.dataset == dataset), default=size)
         if fullest < size:
             warnings.append(
-                f"dataset {dataset + 1}: no bucket fills a batch of {size}, the fullest has {fullest} uses in an epoch: batches are smaller. "
+                f"dataset {dataset + 1}: no bucket fills a batch of {size}, the fullest has {fullest} uses an epoch: batches are smaller. "
                 f"Fix: set batch_size = {fullest}, or repeats = {-(-size // fullest)}"
             )
     return warnings

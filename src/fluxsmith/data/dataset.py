@@ -92,7 +92,9 @@ def _check_options(datasets: Sequence[DatasetConfig], cache: CacheConfig) -> Non
             what = "color_jitter: pictures differ from use to use and cannot be cached"
             problems.append(Problem(what, f"data[{place}]", "", 'set cache.latents = "off", or color_jitter = 0'))
     if datasets and all(config.regularisation for config in datasets):
-        problems.append(Problem("all data sets are regularisation pictures", "data", "", "set regularisation = false on what is to be learned"))
+        problems.append(
+            Problem("all data sets are regularisation pictures", "data", "", "set regularisation = false on what is to be learned")
+        )
     if problems:
         raise ConfigError(str(problems[0]), problems=tuple(problems))
 
@@ -118,9 +120,7 @@ class PreparedData:
         cache_summary: one line a cache, for the log.
     """
 
-    def __init__(
-        self, sets: Sequence[ScannedSet], report: ScanReport, *, stores: Stores, encoders: Encoders, seed: int, bus: Bus
-    ) -> None:
+    def __init__(self, sets: Sequence[ScannedSet], report: ScanReport, *, stores: Stores, encoders: Encoders, seed: int, bus: Bus) -> None:
         self.sets = tuple(sets)
         self.report = report
         self.cache_summary: tuple[str, ...] = ()
@@ -371,4 +371,6 @@ def _patient_pixels(item: Item, config: DatasetConfig, plan: PixelPlan) -> Tenso
                 raise
             time.sleep(wait)
     folder = shown(item.record.path.parent)
-    raise StorageError("data folder has gone", where=folder, why="a network mount?", fix="mount it again, then start the same command again")
+    raise StorageError(
+        "data folder has gone", where=folder, why="a network mount?", fix="mount it again, then start the same command again"
+    )

@@ -58,7 +58,9 @@ class Tally(NamedTuple):
 
     def summary(self, what: str) -> str:
         """`latents cache: 118 valid, 2 stale (picture changed), rebuilt`."""
-        parts = [f"{self.counts[reason]} {reason}" for reason in (VALID, CHANGED_PICTURE, CHANGED_CAPTION, OTHER, NEW) if self.counts[reason]]
+        parts = [
+            f"{self.counts[reason]} {reason}" for reason in (VALID, CHANGED_PICTURE, CHANGED_CAPTION, OTHER, NEW) if self.counts[reason]
+        ]
         made = sum(self.counts.values()) - self.counts[VALID]
         return f"{what} cache: {', '.join(parts) or 'empty'}" + (", rebuilt" if made - self.counts[NEW] else "")
 
@@ -90,7 +92,10 @@ def _encode_group(store: Store, whole: Sequence[tuple[Wanted, Tensor]], encode: 
     for (one, _), single in zip(whole, latents, strict=True):
         if not bool(torch.isfinite(single).all()):
             raise NumericError(
-                "latents are not finite", where=one.name, why="the autoencoder overflowed on this picture", fix="run the autoencoder in fp32 or bf16"
+                "latents are not finite",
+                where=one.name,
+                why="the autoencoder overflowed on this picture",
+                fix="run the autoencoder in fp32 or bf16",
             )
         store.put(one.key, {"latents": single.detach().to("cpu").clone()})
 
@@ -105,7 +110,9 @@ def _read(one: Wanted, failed: dict[tuple[int, int], Finding]) -> Tensor | None:
         failed[one.dataset, one.record] = Finding("skipped", one.name, error.problems[0])
     except OSError as error:
         why = error.strerror or str(error)
-        failed[one.dataset, one.record] = Finding("skipped", one.name, Problem("picture cannot be read", shown(one.name), why, "check the file"))
+        failed[one.dataset, one.record] = Finding(
+            "skipped", one.name, Problem("picture cannot be read", shown(one.name), why, "check the file")
+        )
     return None
 
 
@@ -158,5 +165,5 @@ def _first_of_each(wanted: Sequence[W], store: Store) -> list[W]:
 
 def _count(wanted: Sequence[tuple[str, str]], store: Store) -> Counter[str]:
     """Distinct keys by state; a key is valid or has the reason of its first use."""
-    reasons = {key: why for key, why in reversed(wanted)}
+    reasons = dict(reversed(wanted))
     return Counter(VALID if key in store else why for key, why in reasons.items())

@@ -76,7 +76,7 @@ class PictureIndex:
 
 
 def _key(path: Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100  keeps links apart: each name has its own caption
+    return os.path.abspath(path)
 
 
 def _known(row: list[Any]) -> Known:

@@ -153,9 +153,7 @@ def _read(path: Path, config: DatasetConfig) -> tuple[Known, tuple[str, ...]]:
     return Known(stamp, digest, Size(*picture.image.size)), picture.warnings
 
 
-def _assemble(
-    position: int, name: str, config: DatasetConfig, rule: BucketRule, looked: Sequence[_Looked], listing: Listing
-) -> ScannedSet:
+def _assemble(position: int, name: str, config: DatasetConfig, rule: BucketRule, looked: Sequence[_Looked], listing: Listing) -> ScannedSet:
     findings = [Finding("skipped", key, problem) for key, problem in listing.problems]
     findings += [Finding("warning", "", Problem(text)) for text in listing.warnings]
     items: list[Item] = []

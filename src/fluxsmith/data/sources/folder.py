@@ -48,7 +48,7 @@ class FolderSource:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.path = config.path.expanduser()
+        self.path = config.path
         self.name = config.name or shown(self.path.resolve().name)
 
     def listing(self) -> Listing:
@@ -56,7 +56,7 @@ class FolderSource:
         root = self._root()
         found = _Found([], [], [], [], [])
         self._walk(root, "", found, set())
-        files = {key: path for key, path in found.files}
+        files = dict(found.files)
         pictures = sorted((key for key in files if Path(key).suffix.lower() in PICTURES), key=os.fsencode)
         if not pictures and not found.problems:
             raise self._nothing(root, files)
@@ -80,7 +80,9 @@ class FolderSource:
     def _nothing(self, root: Path, files: dict[str, Path]) -> DataError:
         below = 0 if self.config.recursive else _count_below(root)
         if below:
-            return DataError(f"no pictures, but {below} in sub-folders", where=shown(root), fix="set recursive = true, or name a sub-folder")
+            return DataError(
+                f"no pictures, but {below} in sub-folders", where=shown(root), fix="set recursive = true, or name a sub-folder"
+            )
         endings = sorted({Path(key).suffix.lower() or "(none)" for key in files})[:8]
         why = f"{len(files)} files with other endings: {', '.join(endings)}" if files else "the folder is empty"
         return DataError("no pictures found", where=shown(root), why=why, fix=f"add pictures ({' '.join(PICTURES)})")
@@ -146,7 +148,8 @@ class FolderSource:
             stems.setdefault(key[: len(key) - len(Path(key).suffix)], []).append(key)
         shared = [keys for keys in stems.values() if len(keys) > 1]
         if shared:
-            yield f"{where}: {len(shared)} names are shared by several pictures, which so share one caption: {_some(' = '.join(k) for k in shared)}"
+            names = _some(" = ".join(keys) for keys in shared)
+            yield f"{where}: {len(shared)} names are shared by several pictures, which so share one caption: {names}"
         for name in sorted({self.path.resolve().name, *(part for key in pictures for part in key.split("/")[:-1])}):
             match = _REPEATS_IN_NAME.fullmatch(name)
             if match and int(match.group(1)) > 0:
