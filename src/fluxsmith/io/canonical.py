@@ -1,0 +1,57 @@
+"""One table of tensors in the names our models use, whatever naming the file has: what loaders read from.
+
+`canonical(weights, require_role(path, "dit"), "dit")["img_in.weight"].read()`; nothing is read before `read` is called.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fluxsmith.io.identify import Identity
+from fluxsmith.io.identify_dit import is_bfl_key
+from fluxsmith.io.keymaps import Recipe, bfl_keys, comfy, diffusers
+from fluxsmith.io.keymaps.apply import assemble, assembled_shape
+from fluxsmith.io.safetensors import WeightsFile
+
+
+class Source(NamedTuple):
+    """A tensor that can be read: its shape, and how."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+def canonical(weights: WeightsFile, identity: Identity, role: str) -> dict[str, Source]:
+    """BFL keys of a dit or ae, `text_model.*` of clip_l, T5 keys with `shared.weight` of t5xxl -> Source.
+
+    Tensors that the role does not know (position_ids, other models in a checkpoint) are left out. Raises ModelFileError for
+    fused layers with a missing part.
+    """
+    prefix = identity.roles().get(role, identity.prefix)
+    where = str(weights.paths[0])
+    recipes = _recipes(weights, identity, role, prefix)
+    return {key: Source(assembled_shape(recipe, weights.infos, where=where), _reader(weights, recipe)) for key, recipe in recipes.items()}
+
+
+def _recipes(weights: WeightsFile, identity: Identity, role: str, prefix: str) -> dict[str, Recipe]:
+    names = [name[len(prefix) :] for name in weights if name.startswith(prefix)]
+    if role == "dit":
+        recipes = bfl_keys(names, identity.key_style)
+        recipes = {key: recipe for key, recipe in recipes.items() if is_bfl_key(key)}
+    elif role == "clip_l":
+        recipes = comfy.clip_recipes(names)
+    elif role == "t5xxl":
+        recipes = comfy.t5_recipes(names)
+    elif any(name.startswith(("encoder.down_blocks.", "decoder.up_blocks.")) for name in names):
+        recipes = diffusers.ae_recipes(names)
+    else:
+        recipes = {name: Recipe((name,), "conv1x1" if diffusers.AE_ATTENTION.fullmatch(name) else "copy") for name in names}
+    return {key: Recipe(tuple(prefix + name for name in recipe.keys), recipe.op) for key, recipe in recipes.items()}
+
+
+def _reader(weights: WeightsFile, recipe: Recipe) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        return assemble(recipe, weights.tensor)
+
+    return read
