@@ -1,0 +1,127 @@
+"""Pipeline: a prompt becomes a picture. Text states, noise, the sampler's loop, the autoencoder.
+
+`Pipeline.load(model_config).generate(Request("a cat", width=1024, height=1024))`. Training calls the same code to sample.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fluxsmith.config.choice import realise
+from fluxsmith.config.section import PluginConfig
+from fluxsmith.errors import ConfigError
+from fluxsmith.generate.guidance import guided
+from fluxsmith.generate.request import Picture, Request
+from fluxsmith.generate.samplers import SAMPLERS, Callback, Velocity
+from fluxsmith.generate.schedule import sigmas
+from fluxsmith.models.assembly import Models, TextStates, velocity
+from fluxsmith.models.files import locate
+from fluxsmith.models.loading import LazyModels
+from fluxsmith.models.packing import token_count
+from fluxsmith.models.tiling import Tiling, tiled_decode, tiled_encode
+
+Defaults = dict[str, float | str]  # steps, guidance, shift of the model
+
+
+class Pipeline:
+    """The parts of a loaded model, ready to draw."""
+
+    def __init__(self, models: Models, defaults: Defaults, encode: Callable[[str], TextStates] | None = None) -> None:
+        self.models = models
+        self.defaults = defaults
+        self.encode = encode or (lambda prompt: models.encode_text([prompt]))
+
+    @classmethod
+    def load(cls, model: PluginConfig, *, device: str = "auto", dtype: torch.dtype | None = None) -> "Pipeline":
+        """Load all parts of a `model` section. `dtype` of the transformer: fp32 on the CPU and bf16 on a card by default."""
+        place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
+        dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
+        lazy = LazyModels(locate(model), model, place, base_dtype=dtype)
+        lazy.files.check(("dit", "clip_l", "t5xxl", "ae"))
+        return cls(lazy.get(("dit", "clip_l", "t5xxl", "ae")), realise(model).sampling_defaults())
+
+    @torch.no_grad()
+    def generate(self, request: Request, callback: Callback | None = None) -> Picture:
+        """Draw one picture. Raises ConfigError for settings that cannot be met."""
+        request.check()
+        begun = time.monotonic()
+        latents = self.latents(self.completed(request), callback)
+        pixels = self.decode(latents, request)
+        return Picture(to_image(pixels[0]), self.completed(request), time.monotonic() - begun)
+
+    def completed(self, request: Request) -> Request:
+        """The request with the model's defaults filled in."""
+        steps = int(self.defaults["steps"]) if request.steps is None else request.steps
+        guidance = float(self.defaults["guidance"]) if request.guidance is None else request.guidance
+        shift = self.defaults["shift"] if request.shift is None else request.shift
+        return replace(request, steps=steps, guidance=guidance, shift=shift)
+
+    def latents(self, request: Request, callback: Callback | None = None) -> Tensor:
+        """The denoised latents (1, 16, H/8, W/8) of a completed request, in fp32."""
+        dit = self.models.dit
+        if dit is None or self.models.ae is None:
+            raise ValueError("drawing needs the transformer and the autoencoder")
+        if request.sampler not in SAMPLERS:
+            raise ConfigError(f"unknown sampler {request.sampler}", fix=f"use one of {', '.join(SAMPLERS)}")
+        device = next(dit.parameters()).device
+        reduction = self.models.ae.reduction
+        height, width = request.height // reduction, request.width // reduction
+        levels = sigmas(
+            request.steps or 1, tokens=token_count(height, width), shift=request.shift or "none", strength=request.strength
+        )
+        x = start_noise(request.seed, dit.params.out_channels // 4, height, width).to(device)
+        if request.image is not None and request.strength < 1:
+            clean = self.encode_image(request, device)
+            x = (1 - levels[0]) * clean + levels[0] * x
+        positive = self._velocity(request.prompt, request, device)
+        negative = self._velocity(request.negative, request, device) if request.cfg != 1 else None
+        return SAMPLERS[request.sampler](guided(positive, negative, request.cfg), x, levels, callback)
+
+    def _velocity(self, prompt: str, request: Request, device: torch.device) -> Velocity:
+        dit = self.models.dit
+        if dit is None:
+            raise ValueError("the transformer is not loaded")
+        dtype = next(dit.parameters()).dtype
+        text = self.encode(prompt).to(device, dtype)
+        guidance = torch.full((1,), float(request.guidance or 0.0), device=device)
+
+        def call(x: Tensor, sigma: float) -> Tensor:
+            t = torch.full((x.shape[0],), sigma, device=device)
+            return velocity(dit, x, text, t=t, guidance=guidance, mask_text=self.models.mask_text).float()
+
+        return call
+
+    def encode_image(self, request: Request, device: torch.device) -> Tensor:
+        """The starting picture at the request's size as latents."""
+        if request.image is None or self.models.ae is None:
+            raise ValueError("no starting picture")
+        image = request.image.convert("RGB").resize((request.width, request.height), Image.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div(127.5).sub(1).to(device)
+        if request.tile:
+            return tiled_encode(self.models.ae, pixels, Tiling(request.tile, request.overlap))
+        return self.models.ae.encode(pixels)
+
+    def decode(self, latents: Tensor, request: Request) -> Tensor:
+        """Latents -> pixels (1, 3, H, W), about [-1, 1]."""
+        if self.models.ae is None:
+            raise ValueError("the autoencoder is not loaded")
+        latents = latents.to(next(self.models.ae.parameters()).dtype)
+        if request.tile:
+            return tiled_decode(self.models.ae, latents, Tiling(request.tile, request.overlap))
+        return self.models.ae.decode(latents)
+
+
+def start_noise(seed: int, channels: int, height: int, width: int) -> Tensor:
+    """Unit noise (1, C, h, w) from a CPU generator, so that a seed means the same picture on every device."""
+    return torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] -> 8-bit picture."""
+    values = pixels.float().clamp(-1, 1).add(1).mul(127.5).round().byte()
+    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())

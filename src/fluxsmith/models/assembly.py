@@ -1,0 +1,103 @@
+"""The parts of one model held together, and the two things everybody asks of them: text states and a velocity.
+
+Training, validation and inference all call `velocity`, so a control or an adapter acts the same everywhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fluxsmith.models.autoencoder import AutoEncoder
+from fluxsmith.models.flux import FluxDiT
+from fluxsmith.models.packing import image_ids, pack, text_ids, unpack
+from fluxsmith.models.stream import BlockHook, Tokens
+from fluxsmith.models.text_encoders import ClipText, T5Text, TokenIds, Tokenizers
+from fluxsmith.models.tiny_autoencoder import TinyAutoEncoder
+
+
+class TextStates(NamedTuple):
+    """Encoded prompts: T5 rows, CLIP's pooled vector, and which T5 rows are real tokens."""
+
+    txt: Tensor  # (B, T, D_txt)
+    pooled: Tensor  # (B, D_pooled)
+    mask: Tensor  # (B, T) bool, True on real tokens
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "TextStates":
+        """Moved, and cast where floating."""
+        return TextStates(self.txt.to(device, dtype), self.pooled.to(device, dtype), self.mask.to(device))
+
+
+@dataclass
+class Models:
+    """The loaded parts; a part that is not needed, or was freed, is None."""
+
+    dit: FluxDiT | None = None
+    ae: AutoEncoder | TinyAutoEncoder | None = None
+    clip_l: ClipText | None = None
+    t5xxl: T5Text | None = None
+    tokenizers: Tokenizers | None = None
+    mask_text: bool = False
+
+    def part(self, name: str) -> nn.Module:
+        """A part by its role name; raises ValueError if it is not loaded."""
+        module = {"dit": self.dit, "ae": self.ae, "clip_l": self.clip_l, "t5xxl": self.t5xxl}[name]
+        if module is None:
+            raise ValueError(f"the {name} is not loaded")
+        return module
+
+    def loaded(self) -> dict[str, nn.Module]:
+        """Role -> module for the parts that are there."""
+        parts = {"dit": self.dit, "clip_l": self.clip_l, "t5xxl": self.t5xxl, "ae": self.ae}
+        return {name: module for name, module in parts.items() if module is not None}
+
+    def encode_text(self, prompts: Sequence[str]) -> TextStates:
+        """Prompts -> text states on the encoders' device; gradients flow where the encoders are trained."""
+        if self.tokenizers is None or self.clip_l is None or self.t5xxl is None:
+            raise ValueError("text encoders and tokenizers must be loaded to encode prompts")
+        return encode_ids(self.clip_l, self.t5xxl, self.tokenizers(prompts), mask_text=self.mask_text)
+
+
+def encode_ids(clip_l: ClipText, t5xxl: T5Text, ids: TokenIds, *, mask_text: bool) -> TextStates:
+    """Token ids -> text states. T5 sees padding unless `mask_text` (as FLUX.1 was trained)."""
+    clip_device = next(clip_l.parameters()).device
+    t5_device = next(t5xxl.parameters()).device
+    pooled = clip_l(ids.clip.to(clip_device))
+    mask = ids.t5_mask.to(t5_device)
+    txt = t5xxl(ids.t5.to(t5_device), mask if mask_text else None)
+    return TextStates(txt, pooled.to(t5_device), mask)
+
+
+def velocity(
+    dit: FluxDiT,
+    latents: Tensor,
+    text: TextStates,
+    *,
+    t: Tensor,
+    guidance: Tensor | None,
+    mask_text: bool = False,
+    hooks: Sequence[BlockHook] = (),
+) -> Tensor:
+    """Predicted noise - clean for latents (B, 16, h, w) at noise level t (B,), in the latents' shape."""
+    b, _, height, width = latents.shape
+    device = latents.device
+    img = pack(latents)
+    tokens = Tokens(
+        img=img.to(text.txt.dtype),
+        img_ids=image_ids(b, height, width, device=device),
+        txt=text.txt,
+        txt_ids=text_ids(b, text.txt.shape[1], device=device),
+        y=text.pooled,
+        t=t,
+        guidance=guidance if dit.params.guidance_embed else None,
+        mask=joint_mask(text.mask, img.shape[1]) if mask_text else None,
+    )
+    return unpack(dit(tokens, hooks), height, width)
+
+
+def joint_mask(text_mask: Tensor, image_tokens: int) -> Tensor:
+    """Key mask over [text, image]: (B, T) -> (B, 1, 1, T+N); image tokens are always seen."""
+    seen = text_mask.new_ones(text_mask.shape[0], image_tokens)
+    return torch.cat((text_mask, seen), dim=1)[:, None, None]

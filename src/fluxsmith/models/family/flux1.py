@@ -1,0 +1,60 @@
+"""FLUX.1 and the models that share its structure: which files, which guidance, which shift.
+
+`model = { type = "flux1", preset = "dev", path = "flux1-dev.safetensors", clip_l = "...", t5xxl = "...", ae = "..." }`
+"""
+
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from fluxsmith.config.section import PluginConfig
+
+PRESETS = {
+    "dev": {"t5_length": 512, "shift": "flux", "steps": 28, "guidance": 3.5, "defaults": {}},
+    "schnell": {"t5_length": 256, "shift": "none", "steps": 4, "guidance": 0.0, "defaults": {}},
+    "krea": {"t5_length": 512, "shift": "flux", "steps": 28, "guidance": 4.5, "defaults": {}},
+    "kontext": {"t5_length": 512, "shift": "flux", "steps": 28, "guidance": 2.5, "defaults": {}},
+    "fill": {"t5_length": 512, "shift": "flux", "steps": 50, "guidance": 30.0, "defaults": {}},
+    "canny": {"t5_length": 512, "shift": "flux", "steps": 50, "guidance": 30.0, "defaults": {}},
+    "depth": {"t5_length": 512, "shift": "flux", "steps": 50, "guidance": 10.0, "defaults": {}},
+    "flux-shapes": {
+        "t5_length": 24,
+        "shift": "none",
+        "steps": 12,
+        "guidance": 2.5,
+        "files": "bundle:flux-shapes",
+        "defaults": {"noise.sampling": "sigmoid"},
+    },
+}
+
+
+class Config(PluginConfig):
+    """FLUX.1 files. A folder in `path` (diffusers layout, or ComfyUI's models folder) gives all of them."""
+
+    preset: Literal["dev", "schnell", "krea", "kontext", "fill", "canny", "depth", "flux-shapes"] = "dev"
+    """Which member of the family; sets sampling defaults. flux-shapes is the bundled tiny model."""
+    path: str = ""
+    """Transformer: file, shards, folder, or hub id."""
+    clip_l: str = ""
+    """CLIP-L text encoder."""
+    t5xxl: str = ""
+    """T5-XXL text encoder."""
+    ae: str = ""
+    """Autoencoder (FLUX's, or a tiny one)."""
+    tokenizer: str = ""
+    """Folder of the CLIP tokenizer, when it is not beside the encoder."""
+    tokenizer_2: str = ""
+    """Folder of the T5 tokenizer, when it is not beside the encoder."""
+    t5_length: PositiveInt | None = None
+    """T5 tokens; by default 512 (dev) or 256 (schnell)."""
+    mask_text: bool = False
+    """Hide padding tokens of T5 in attention."""
+    text_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type of the text encoders' weights; auto is fp32 on the CPU and bf16 on a card."""
+    axes_dim: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Rotary axes, for models whose head size follows no known rule."""
+
+    def sampling_defaults(self) -> dict[str, float | str]:
+        """Steps, embedded guidance and shift of the preset."""
+        preset = PRESETS[self.preset]
+        return {key: preset[key] for key in ("steps", "guidance", "shift")}  # type: ignore[misc]  # the table's other values are no defaults

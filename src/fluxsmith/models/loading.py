@@ -1,0 +1,100 @@
+"""Parts loaded when they are first asked for and freed when they are done: encoders are only in memory while they encode."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxsmith.config.section import PluginConfig
+from fluxsmith.models.assembly import Models, TextStates
+from fluxsmith.models.family.flux1 import PRESETS
+from fluxsmith.models.files import ModelFiles
+from fluxsmith.models.load import load_ae, load_clip_l, load_dit, load_t5xxl
+from fluxsmith.models.text_encoders import Tokenizers, load_tokenizer
+from fluxsmith.models.tokenizer_files import tokenizer_folder
+
+TEXT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class LazyModels:
+    """The parts of one model config; `get` loads, `free` lets go."""
+
+    def __init__(
+        self, files: ModelFiles, config: PluginConfig, device: torch.device, *, base_dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.files = files
+        self.options: dict[str, Any] = config.model_dump()
+        self.device = device
+        self.base_dtype = base_dtype
+        auto = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self.text_dtype = TEXT_DTYPES.get(self.options["text_dtype"], auto)
+        self.models = Models(mask_text=self.options["mask_text"])
+
+    @property
+    def t5_length(self) -> int:
+        """T5 tokens: configured, or the preset's."""
+        return int(self.options["t5_length"] or PRESETS[self.options["preset"]]["t5_length"])
+
+    def get(self, roles: Iterable[str]) -> Models:
+        """Models with at least these parts loaded."""
+        wanted = set(roles)
+        models = self.models
+        if "clip_l" in wanted and models.clip_l is None:
+            models.clip_l = load_clip_l(self.files.path("clip_l"), device=self.device, dtype=self.text_dtype)
+        if "t5xxl" in wanted and models.t5xxl is None:
+            models.t5xxl = load_t5xxl(self.files.path("t5xxl"), device=self.device, dtype=self.text_dtype)
+        if wanted & {"clip_l", "t5xxl"}:
+            models.tokenizers = self.tokenizers()
+        if "ae" in wanted and models.ae is None:
+            models.ae = load_ae(self.files.path("ae"), device=self.device)
+        if "dit" in wanted and models.dit is None:
+            axes = self.options["axes_dim"]
+            models.dit = load_dit(self.files.path("dit"), device=self.device, dtype=self.base_dtype, axes_dim=axes)
+        return models
+
+    def free(self, *, keep: Iterable[str] = ()) -> None:
+        """Let go of all parts but these."""
+        kept = set(keep)
+        models = self.models
+        models.clip_l = models.clip_l if "clip_l" in kept else None
+        models.t5xxl = models.t5xxl if "t5xxl" in kept else None
+        models.ae = models.ae if "ae" in kept else None
+        models.dit = models.dit if "dit" in kept else None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def tokenizers(self) -> Tokenizers:
+        """Both tokenizers, loaded once."""
+        if self.models.tokenizers is None:
+            folders = {role: tokenizer_folder(role, self.files) for role in ("clip_l", "t5xxl")}
+            clip, t5 = load_tokenizer(folders["clip_l"]), load_tokenizer(folders["t5xxl"])
+            self.models.tokenizers = Tokenizers(clip, t5, clip_length=77, t5_length=self.t5_length)
+        return self.models.tokenizers
+
+    def token_counts(self, prompt: str) -> dict[str, tuple[int, int]]:
+        """Tokens of a prompt and the limit, per encoder."""
+        return self.tokenizers().counts(prompt)
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> latents (B, 16, h, w) on the host."""
+        ae = self.get(("ae",)).ae
+        if ae is None:
+            raise ValueError("the autoencoder is not loaded")
+        return ae.encode(pixels.to(self.device)).float().cpu()
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> TextStates:
+        """Prompts -> text states on the host, in the encoders' type."""
+        return self.get(("clip_l", "t5xxl")).encode_text(prompts).to("cpu")
+
+    def latents_digest(self) -> str:
+        """Changes when the autoencoder does."""
+        return self.files.digests(("ae",))["ae"]
+
+    def text_digest(self) -> str:
+        """Changes when an encoder, its type, the length or the mask rule does."""
+        parts = [*self.files.digests(("clip_l", "t5xxl")).values(), self.text_dtype, self.t5_length, self.options["mask_text"]]
+        return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:32]

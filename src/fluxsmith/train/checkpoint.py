@@ -1,0 +1,134 @@
+"""Resumable states: weights, optimizer, EMA and position in one folder that is complete or absent.
+
+`runs/cats/state/step-000500/` holds weights.safetensors, optimizer.safetensors, ema.safetensors, state.json and
+MANIFEST.json (written last). Order of the data, captions and noise need no state: they follow from the step number.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fluxsmith.errors import ModelFileError, StorageError
+from fluxsmith.io.durable import Disk, newest_complete, numbered_folders
+from fluxsmith.io.manifest import Newest
+from fluxsmith.io.safetensors import open_weights, save_weights
+from fluxsmith.train.ema import Ema
+
+WEIGHTS, OPTIMIZER, EMA, STATE = "weights.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"
+DIVIDER = "|"  # between a tensor's name and its optimizer state's name
+
+
+@dataclass(frozen=True)
+class State:
+    """The small part of a checkpoint."""
+
+    step: int
+    metrics_bytes: int  # length of metrics.jsonl that belongs to this state
+    identity: dict[str, Any]  # what must not change for an exact continuation
+    schedule: dict[str, Any]  # what may change with a note
+    exact_from: int | None = None  # step since which the run is not exact, None: from the start
+    skipped_in_row: int = 0
+    scaler: dict[str, float] | None = None
+
+
+class StateFolder:
+    """The `state/` folder of a run."""
+
+    def __init__(self, folder: Path, disk: Disk) -> None:
+        self.folder = folder
+        self.disk = disk
+
+    def path(self, step: int) -> Path:
+        """Folder of one step."""
+        return self.folder / f"step-{step:06d}"
+
+    def save(
+        self, state: State, params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ema: Ema | None, *, keep: int
+    ) -> Path:
+        """Write a complete state, then prune older ones beyond `keep`. Raises StorageError; older states stay untouched."""
+        final = self.path(state.step)
+        tensors, numbers = split_optimizer(params, optimizer)
+        size = sum(t.numel() * t.element_size() for t in [*params.values(), *tensors.values()])
+        self.disk.mkdir(self.folder)
+        with self.disk.folder(final, extra={"step": state.step}, size=size) as folder:
+            save_weights(folder / WEIGHTS, {name: param.detach() for name, param in params.items()}, {}, disk=self.disk)
+            save_weights(folder / OPTIMIZER, tensors, {}, disk=self.disk)
+            if ema is not None:
+                save_weights(folder / EMA, ema.shadow, {}, disk=self.disk)
+            self.disk.write_json(folder / STATE, {**state.__dict__, "optimizer": numbers})
+        self.disk.prune([path for _, path in numbered_folders(self.folder)[:-keep]])
+        return final
+
+    def newest(self) -> Newest:
+        """The newest complete state, and why newer ones were passed over."""
+        return newest_complete(self.folder)
+
+
+def read_state(folder: Path) -> State:
+    """The small part of a checkpoint; raises ModelFileError if it cannot be read."""
+    try:
+        values = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        values.pop("optimizer")
+        return State(**values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelFileError("the state cannot be read", where=str(folder), why=str(error), fix="resume from an older state") from error
+
+
+@torch.no_grad()
+def restore(folder: Path, params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ema: Ema | None) -> None:
+    """Put weights, optimizer state and EMA back, strictly. Raises ModelFileError if anything is missing or misshapen."""
+    with open_weights(folder / WEIGHTS) as weights:
+        _same_names(set(weights.keys()), set(params), folder / WEIGHTS)
+        for name, param in params.items():
+            param.copy_(weights.tensor(name))
+    if ema is not None:
+        with open_weights(folder / EMA) as averages:
+            _same_names(set(averages.keys()), set(ema.shadow), folder / EMA)
+            for name, shadow in ema.shadow.items():
+                shadow.copy_(averages.tensor(name))
+    numbers = json.loads((folder / STATE).read_text(encoding="utf-8"))["optimizer"]
+    with open_weights(folder / OPTIMIZER) as stored:
+        tensors = {key: stored.tensor(key) for key in stored.keys()}
+    join_optimizer(params, optimizer, tensors, numbers)
+
+
+def _same_names(found: set[str], expected: set[str], where: Path) -> None:
+    if found != expected:
+        odd = sorted(found ^ expected)[:5]
+        raise ModelFileError(f"the state holds other tensors than the run: {', '.join(odd)}", where=str(where), fix="start a new run")
+
+
+def split_optimizer(
+    params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Optimizer state as named tensors and plain values, keyed `tensor name|state name`."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for name, param in params.items():
+        for key, value in optimizer.state.get(param, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}{DIVIDER}{key}"] = value.detach()
+            elif isinstance(value, bool | int | float | str | None):
+                numbers[f"{name}{DIVIDER}{key}"] = value
+            else:
+                raise StorageError(f"optimizer state {key} of {name} is a {type(value).__name__}, which cannot be saved")
+    return tensors, numbers
+
+
+def join_optimizer(
+    params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+) -> None:
+    """The inverse of split_optimizer; tensors of the weight's shape go to its device, scalars stay on the host."""
+    for full, value in [*tensors.items(), *numbers.items()]:
+        name, _, key = full.rpartition(DIVIDER)
+        if name not in params:
+            raise ModelFileError(f"the optimizer state names {name}, which is not trained", fix="start a new run")
+        param = params[name]
+        if isinstance(value, Tensor) and value.shape == param.shape:
+            value = value.to(param.device)
+        optimizer.state[param][key] = value

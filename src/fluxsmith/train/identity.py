@@ -1,0 +1,67 @@
+"""What makes a run this run: keys that must not change for an exact continuation, and the diff when they did.
+
+Three classes of config keys (docs/explanation/exact-resume.md): identity (refused), schedule (a note), free (silent).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fluxsmith.config.schema import RunConfig, as_plain
+from fluxsmith.errors import ConfigError, Problem
+
+FREE = ("run", "sample", "sinks", "checkpoint", "validation.every", "validation.max_batches", "cache", "train.dry_step", "train.device")
+SCHEDULE = ("train.steps", "train.epochs", "schedule", "optim.lr")
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested plain values as dotted keys."""
+    if isinstance(value, Mapping) and value:
+        return {k: v for key, part in value.items() for k, v in flatten(part, f"{prefix}.{key}" if prefix else str(key)).items()}
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return {k: v for i, part in enumerate(value) for k, v in flatten(part, f"{prefix}.{i}").items()}
+    return {prefix: value}
+
+
+def _in(key: str, group: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in group)
+
+
+def identity_of(config: RunConfig, facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(identity, schedule) as dotted keys; `facts` adds digests of data and model files, world size, threads."""
+    plain = flatten(as_plain(config))
+    schedule = {key: value for key, value in plain.items() if _in(key, SCHEDULE)}
+    identity = {key: value for key, value in plain.items() if not _in(key, FREE) and not _in(key, SCHEDULE)}
+    return {**identity, **{f"facts.{key}": value for key, value in facts.items()}}, schedule
+
+
+def machine_facts(device: torch.device) -> dict[str, Any]:
+    """What the bits depend on beside the config."""
+    facts: dict[str, Any] = {"torch": torch.__version__, "device": device.type}
+    if device.type == "cpu":
+        facts["threads"] = torch.get_num_threads()
+    else:
+        facts["card"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
+    """Keys that changed and were allowed; raises ConfigError with a diff for those that were not."""
+    changed = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
+    refused = [key for key in changed if not _in(key, allowed)]
+    if refused:
+        problems = tuple(
+            Problem(
+                f"{key} was {_short(saved.get(key))} when the run was saved and is {_short(now.get(key))} now",
+                fix=f"set it back, or continue inexactly with --allow-change {key}",
+            )
+            for key in refused
+        )
+        raise ConfigError("the run cannot be continued exactly", problems=problems)
+    return changed
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,28 @@
+"""metrics.jsonl: one row an optimizer step, exactly once, with the loss as a hex float; and what it weighs on resume."""
+
+import json
+from pathlib import Path
+
+from fluxsmith.io.durable import Disk
+
+
+class Metrics:
+    """Append-only rows; `size` is what a checkpoint remembers, `rewind` cuts the file back to it."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self.path = path
+        self.disk = disk
+        self.size = path.stat().st_size if path.exists() else 0
+
+    def add(self, step: int, loss: float, lr: float, grad_norm: float) -> None:
+        """One row."""
+        row = {"step": step, "loss": loss, "loss_hex": loss.hex(), "lr": lr, "grad_norm": grad_norm, "grad_norm_hex": grad_norm.hex()}
+        text = json.dumps(row) + "\n"
+        self.disk.append_text(self.path, text)
+        self.size += len(text)
+
+    def rewind(self, size: int) -> None:
+        """Drop rows (and a torn last line) beyond `size` bytes: steps after the checkpoint are computed again."""
+        if self.path.exists() and self.path.stat().st_size > size:
+            self.disk.truncate(self.path, size)
+        self.size = size

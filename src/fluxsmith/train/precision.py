@@ -1,0 +1,68 @@
+"""Mixed precision: autocast, loss scaling for fp16, and clipping that works with both."""
+
+import resource
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """`no`, `bf16`, or `fp16` with a gradient scaler."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.dtype = AUTOCAST.get(name)
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
+        self._scale_before = 0.0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context of the forward pass."""
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward of the (scaled) loss."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def clip(self, optimizer: torch.optim.Optimizer, params: Iterable[nn.Parameter], max_norm: float) -> float:
+        """Clip the global norm (0: only measure it); returns the norm before clipping."""
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+        return float(torch.nn.utils.clip_grad_norm_(list(params), max_norm or float("inf"), error_if_nonfinite=False))
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer step."""
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+
+    def skip(self) -> None:
+        """A step that is not taken: the scaler still learns that its scale was too large."""
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def forgives(self, loss: float) -> bool:
+        """With fp16 an overflowing gradient under a finite loss is the scaler's business, not an error."""
+        return self.scaler is not None and loss == loss and abs(loss) != float("inf")
+
+    def state(self) -> dict[str, float] | None:
+        """The scaler's state, or None."""
+        return None if self.scaler is None else self.scaler.state_dict()
+
+    def restore(self, state: dict[str, float] | None) -> None:
+        """Put the scaler's state back."""
+        if self.scaler is not None and state is not None:
+            self.scaler.load_state_dict(state)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most device memory allocated so far; on the CPU the most memory this process has held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

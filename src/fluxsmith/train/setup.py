@@ -1,0 +1,152 @@
+"""A config becomes parts: models on their device, data prepared, what is trained, optimizer, plan of batches.
+
+Order matters for memory: text encoders and autoencoder fill the caches and the sample prompts, then leave; only
+then is the transformer loaded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fluxsmith.config.choice import realise
+from fluxsmith.config.schema import RunConfig
+from fluxsmith.data.checks import check_fits
+from fluxsmith.data.dataset import PreparedData, prepare
+from fluxsmith.data.types import Encoders
+from fluxsmith.events import Bus, PhaseStarted, Warned
+from fluxsmith.memory.checkpoint import checkpoint_blocks
+from fluxsmith.models.assembly import Models, TextStates
+from fluxsmith.models.files import ModelFiles, locate
+from fluxsmith.models.loading import LazyModels
+from fluxsmith.train.distributed import World
+from fluxsmith.train.ema import Ema
+from fluxsmith.train.plan import BatchPlan
+from fluxsmith.train.trained import DTYPES, Trained, train_components
+
+
+@dataclass
+class Parts:
+    """Everything the loop needs."""
+
+    config: RunConfig
+    world: World
+    models: Models
+    files: ModelFiles
+    trained: Trained
+    objective: Any
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    data: PreparedData
+    plan: BatchPlan
+    total_steps: int
+    prompts: dict[str, TextStates] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def build(config: RunConfig, world: World, bus: Bus) -> Parts:
+    """All parts for `config`. Raises the error of whatever is wrong, before the first step."""
+    bus.send(PhaseStarted("load", "reading headers"))
+    files = locate(config.model)
+    objective = realise(config.objective).build(config.noise, config.train.seed)
+    roles = roles_needed(config, objective)
+    files.check(roles)
+    lazy = LazyModels(files, config.model, world.device, base_dtype=DTYPES[config.train.base_dtype])
+
+    data = _prepare(config, objective, lazy, world, bus)
+    prompts = _encode_prompts(config, lazy)
+    trained_roles = trained_components(config)
+    lazy.free(keep=roles_in_loop(config, objective))
+    bus.send(PhaseStarted("load", "loading the model"))
+    models = lazy.get(roles_in_loop(config, objective))
+    for module in models.loaded().values():
+        module.requires_grad_(False)
+    if hasattr(objective, "start"):
+        objective.start(models)
+    weights_dtype = DTYPES[config.train.weights_dtype]
+    trained = (
+        train_components(models, trained_roles, weights_dtype)
+    )
+    optimizer = realise(config.optim).build(trained.groups)
+    if models.dit is not None:
+        _memory(config, models)
+    plan = BatchPlan(data.batches, config.train.accumulation, world.size)
+    ema = Ema(trained.params, config.train.ema.decay) if config.train.ema else None
+    total = plan.total_steps(config.train.steps, config.train.epochs)
+    facts = {"data": data.digest, "models": files.digests(roles), "world_size": world.size}
+    return Parts(
+        config, world, models, files, trained, objective, optimizer, ema, data, plan, total, prompts=prompts, facts=facts
+    )
+
+
+def _memory(config: RunConfig, models: Models) -> None:
+    if models.dit is None:
+        return
+    if config.memory.checkpointing:
+        checkpoint_blocks(models.dit)
+    if config.memory.compile:
+        for block in models.dit.blocks:
+            block.compile(dynamic=False)
+
+
+def trained_components(config: RunConfig) -> tuple[str, ...]:
+    """Roles whose weights (or adapters) are trained."""
+    if config.adapter is not None:
+        return ("dit", *config.adapter.model_dump().get("text_encoders", ()))
+    return config.train.components
+
+
+def trains_text(config: RunConfig) -> bool:
+    """True if a text encoder changes during the run, so captions cannot be encoded ahead."""
+    return bool({"clip_l", "t5xxl"} & set(trained_components(config)))
+
+
+def roles_in_loop(config: RunConfig, objective: Any) -> tuple[str, ...]:
+    """Parts that stay loaded while training."""
+    roles = [*objective.components, *trained_components(config)]
+    if objective.wants_latents and config.cache.latents == "off":
+        roles.append("ae")
+    if objective.wants_latents and (config.cache.text == "off" or trains_text(config) or hasattr(objective, "start")):
+        roles += ["clip_l", "t5xxl"]
+    if config.sample and objective.wants_latents:
+        roles.append("ae")
+    return tuple(dict.fromkeys(roles))
+
+
+def roles_needed(config: RunConfig, objective: Any) -> tuple[str, ...]:
+    """Parts whose files must be there at the start."""
+    roles = [*roles_in_loop(config, objective)]
+    if objective.wants_latents:
+        roles += ["ae", "clip_l", "t5xxl"]
+    return tuple(dict.fromkeys(roles))
+
+
+def _prepare(config: RunConfig, objective: Any, lazy: LazyModels, world: World, bus: Bus) -> PreparedData:
+    """Caches are filled by the main process; the others then find them complete."""
+    wants_text = objective.wants_latents and config.cache.text != "off" and not trains_text(config)
+    encoders = Encoders(
+        latents=lazy.encode_pixels if objective.wants_latents and config.cache.latents != "off" else None,
+        latents_digest=lazy.latents_digest() if objective.wants_latents else "",
+        text=lazy.encode_text if wants_text else None,
+        text_digest=lazy.text_digest() if wants_text else "",
+        token_counts=lazy.token_counts if objective.wants_latents else None,
+    )
+    data = None
+    for turn in (True, False):
+        if world.is_main is turn:
+            data = prepare(
+                config.data, cache=config.cache, seed=config.train.seed, encoders=encoders, bus=bus, run_dir=config.run.dir
+            ).hold_out(config.validation)
+        world.barrier()
+    if data is None:
+        raise RuntimeError("no process prepared the data")
+    for line in check_fits(data.batches(0), data.batch_sizes, accumulation=config.train.accumulation, world=world.size):
+        bus.send(Warned(line))
+    return data
+
+
+def _encode_prompts(config: RunConfig, lazy: LazyModels) -> dict[str, TextStates]:
+    """Text states of all sample prompts, made while the encoders are loaded; nothing where encoders stay anyway."""
+    texts: Sequence[str] = list(dict.fromkeys(t for s in config.sample for t in (s.prompt, s.negative)))
+    return {text: lazy.encode_text([text]) for text in texts} if texts and not trains_text(config) else {}

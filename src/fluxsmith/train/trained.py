@@ -1,0 +1,57 @@
+"""What a run trains: named tensors in learning-rate groups, whether they are adapters or parts of the model itself.
+
+Names are stable across versions and machines (`dit.double_blocks.0.img_attn.qkv.weight`): checkpoints are keyed by them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from fluxsmith.models.assembly import Models
+from fluxsmith.models.text_encoders import CLIP_ROOT, ClipText
+from fluxsmith.optim.groups import Group
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Trained tensors by name, their groups, and the modules that are switched to train mode."""
+
+    params: Mapping[str, nn.Parameter]
+    groups: tuple[Group, ...]
+    modules: tuple[nn.Module, ...] = field(default=(), repr=False)
+
+    def train_mode(self, on: bool) -> None:
+        """Dropout of what is trained on or off; the frozen base always stays in eval mode."""
+        for module in self.modules:
+            module.train(on)
+
+    def zero_grad(self) -> None:
+        """Forget gradients."""
+        for param in self.params.values():
+            param.grad = None
+
+
+def file_key(role: str, module: nn.Module, key: str) -> str:
+    """A parameter's key in this role's file: `text_model.` is CLIP's root there but not in memory."""
+    if isinstance(module, ClipText):
+        return CLIP_ROOT + key.removeprefix("model.")
+    return key.removeprefix("model.") if role == "t5xxl" else key
+
+
+def train_components(models: Models, roles: tuple[str, ...], dtype: torch.dtype) -> Trained:
+    """Train whole parts: every parameter of each named role, in `dtype`."""
+    params: dict[str, nn.Parameter] = {}
+    groups = []
+    for role in roles:
+        module = models.part(role)
+        named = {f"{role}.{file_key(role, module, key)}": param for key, param in module.named_parameters()}
+        for param in named.values():
+            param.data = param.data.to(dtype)
+            param.requires_grad_(True)
+        params.update(named)
+        groups.append(Group(role, tuple(named.values())))
+    return Trained(params, tuple(groups), tuple(models.part(role) for role in roles))

@@ -1,0 +1,262 @@
+"""The loop: build, resume, step, save, sample, stop cleanly. One optimizer step at a time, everything else around it.
+
+Order inside a step: loss and gradient finite? -> clip -> optimizer -> EMA -> count -> log -> save -> samples.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fluxsmith.config.dump import to_toml
+from fluxsmith.config.schema import RunConfig, as_plain
+from fluxsmith.errors import ConfigError, NumericError, StopRequested
+from fluxsmith.events import Bus, CheckpointSaved, PhaseStarted, RunEnded, RunStarted, StepEnded, Warned
+from fluxsmith.io.durable import Disk, RunLock, clean_temporary
+from fluxsmith.optim.schedules import factor
+from fluxsmith.randomness import seed_for
+from fluxsmith.train.checkpoint import State, StateFolder, read_state, restore
+from fluxsmith.train.distributed import World, join_world
+from fluxsmith.train.export import export_weights
+from fluxsmith.train.identity import check_identity, identity_of, machine_facts
+from fluxsmith.train.metrics import Metrics
+from fluxsmith.train.precision import Precision, peak_bytes
+from fluxsmith.train.setup import Parts, build
+from fluxsmith.train.stop import StopSwitch
+from fluxsmith.train.validate import Sampler, Validator
+
+MAX_SKIPPED = 3  # non-finite steps in a row that `nonfinite = "skip_step"` forgives
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step measured."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    skipped: bool
+
+
+class Trainer:
+    """One run on built parts."""
+
+    def __init__(self, parts: Parts, bus: Bus, disk: Disk) -> None:
+        self.parts = parts
+        self.bus = bus
+        self.disk = disk
+        self.config = parts.config
+        self.run_dir = parts.config.run.dir
+        self.states = StateFolder(self.run_dir / "state", disk)
+        self.metrics = Metrics(self.run_dir / "metrics.jsonl", disk)
+        self.precision = Precision(parts.config.train.precision, parts.world.device)
+        self.base_lr = [group["lr"] for group in parts.optimizer.param_groups]
+        facts = {**parts.facts, **machine_facts(parts.world.device)}
+        self.identity, self.schedule = identity_of(parts.config, facts)
+        self.step = 0
+        self.exact_from: int | None = None
+        self.skipped_in_row = 0
+        self.sampler = Sampler(parts, bus)
+        self.validator = Validator(parts, bus)
+
+    # ---- the loop -----------------------------------------------------------------------------------------------
+
+    def run(self, allow_change: Sequence[str] = ()) -> Path:
+        """Train to the end; returns the final weights file. Raises StopRequested after a stop with a checkpoint."""
+        begun = time.monotonic()
+        self._resume(allow_change)
+        total = self.parts.total_steps
+        facts = {**self.parts.facts, "epoch_batches": self.parts.plan.per_epoch, "trained": self._trained_count()}
+        self.bus.send(RunStarted(str(self.run_dir), total, self.step, as_plain(self.config), facts))
+        if self.config.train.dry_step and self.step < total:
+            self._dry_step()
+        if self.step == 0:
+            self.sampler.before_training()
+        with StopSwitch(self.run_dir) as switch:
+            while self.step < total:
+                self._one_step()
+                stopping = self.parts.world.any(switch.requested)
+                self._after_step(stopping)
+                if stopping:
+                    self.bus.send(RunEnded(self.step, stopped=True, seconds=time.monotonic() - begun))
+                    raise StopRequested(
+                        f"stopped by {switch.by or 'another process'} after step {self.step}, the state is saved",
+                        where=str(self.run_dir), fix="continue with the same command and --resume",
+                    )  # fmt: skip
+        weights = export_weights(self.parts, self.step, self.disk, self.bus, final=True)
+        self.bus.send(RunEnded(self.step, stopped=False, seconds=time.monotonic() - begun, weights=str(weights)))
+        return weights
+
+    def _one_step(self) -> None:
+        begun = time.monotonic()
+        result = self._optimizer_step()
+        self.step += 1
+        if self.parts.world.is_main:
+            self.metrics.add(self.step, result.loss, result.lr, result.grad_norm)
+        epoch = self.parts.plan.epoch_of(self.step - 1) + 1
+        seconds = time.monotonic() - begun
+        peak = peak_bytes(self.parts.world.device)
+        self.bus.send(StepEnded(self.step, epoch, result.loss, result.lr, result.grad_norm, seconds, peak))
+
+    def _after_step(self, stopping: bool) -> None:
+        last = self.step == self.parts.total_steps
+        due = self._checkpoint_due()
+        if (due or stopping or last) and self.parts.world.is_main:
+            self._save()
+            if due and not last:
+                export_weights(self.parts, self.step, self.disk, self.bus)
+        if not stopping:
+            self.validator.after(self.step, last=last)
+            self.sampler.after(self.step, last=last)
+
+    def _checkpoint_due(self) -> bool:
+        settings = self.config.checkpoint
+        epoch = self.parts.plan.ends_epoch(self.step)
+        by_epoch = settings.every_epochs > 0 and epoch is not None and epoch % settings.every_epochs == 0
+        return by_epoch or (settings.every > 0 and self.step % settings.every == 0)
+
+    # ---- one optimizer step -------------------------------------------------------------------------------------
+
+    def _optimizer_step(self) -> StepResult:
+        parts, world = self.parts, self.parts.world
+        parts.trained.zero_grad()
+        parts.trained.train_mode(True)
+        loss, samples = self._gradients(self.step)
+        world.average_gradients(parts.trained.params.values())
+        loss = float(world.mean(torch.tensor(loss, dtype=torch.float64)).item()) if world.size > 1 else loss
+        grad_norm = self.precision.clip(parts.optimizer, parts.trained.params.values(), self.config.train.max_grad_norm)
+        lr_factor = factor(self.config.schedule, self.step, parts.total_steps)
+        for group, base in zip(parts.optimizer.param_groups, self.base_lr, strict=True):
+            group["lr"] = base * lr_factor
+        skipped = not self._is_finite(loss, grad_norm, samples)
+        torch.manual_seed(seed_for(self.config.train.seed, "optimizer", self.step))  # stochastic rounding
+        if not skipped:
+            self.precision.step(parts.optimizer)
+            if parts.ema is not None:
+                parts.ema.update(self.step)
+        else:
+            self.precision.skip()
+        return StepResult(loss, grad_norm, parts.optimizer.param_groups[0]["lr"], skipped)
+
+    def _gradients(self, step: int) -> tuple[float, list[str]]:
+        """Backward over this process's micro-batches; mean loss and a line about each batch for messages."""
+        parts, device = self.parts, self.parts.world.device
+        micro_batches = parts.plan.micro_batches(step, parts.world.rank)
+        total, lines = 0.0, []
+        for number, spec in micro_batches:
+            batch = parts.data.load(spec, step=step, total_steps=parts.total_steps)
+            torch.manual_seed(seed_for(self.config.train.seed, "dropout", number))  # dropout inside adapters
+            with self.precision.autocast():
+                loss = parts.objective.loss(parts.models, batch, device)
+            self.precision.backward(loss.total / len(micro_batches))
+            total += loss.total.item() / len(micro_batches)
+            lines.append(f"{', '.join(batch.keys)} at noise level {[round(s, 4) for s in loss.sigma.tolist()]}")
+        return total, lines
+
+    def _is_finite(self, loss: float, grad_norm: float, samples: Sequence[str]) -> bool:
+        values = torch.tensor([loss, grad_norm])
+        if bool(values.isfinite().all()) or self.precision.forgives(loss):
+            self.skipped_in_row = 0
+            return bool(values.isfinite().all())
+        self.skipped_in_row += 1
+        if self.config.train.nonfinite == "skip_step" and self.skipped_in_row <= MAX_SKIPPED:
+            self.bus.send(Warned(f"step {self.step + 1} skipped: loss {loss}, gradient norm {grad_norm}; samples: {'; '.join(samples)}"))
+            return False
+        layer = next((name for name, p in self.parts.trained.params.items() if p.grad is not None and not p.grad.isfinite().all()), "none")
+        raise NumericError(
+            f"loss {loss}, gradient norm {grad_norm} at step {self.step + 1}; the weights were not touched",
+            where=str(self.run_dir),
+            why=f"samples: {'; '.join(samples)}; first layer with a non-finite gradient: {layer}",
+            fix="lower optim.lr, use train.precision = bf16 instead of fp16, or look at these pictures; then --resume",
+        )
+
+    def _dry_step(self) -> None:
+        """The largest batch forward and backward once: lack of memory shows now and not in the middle of the night."""
+        self.bus.send(PhaseStarted("dry step", "largest bucket"))
+        batch = self.parts.data.load(self.parts.data.largest(), step=0)
+        with self.precision.autocast():
+            loss = self.parts.objective.loss(self.parts.models, batch, self.parts.world.device)
+        loss.total.backward()
+        self.parts.trained.zero_grad()
+
+    # ---- states -------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        begun = time.monotonic()
+        self._refuse_nonfinite()
+        state = State(
+            self.step, self.metrics.size, self.identity, self.schedule, self.exact_from, self.skipped_in_row, self.precision.state()
+        )
+        path = self.states.save(
+            state, self.parts.trained.params, self.parts.optimizer, self.parts.ema, keep=self.config.checkpoint.keep
+        )
+        self.bus.send(CheckpointSaved(self.step, str(path), time.monotonic() - begun))
+
+    def _refuse_nonfinite(self) -> None:
+        bad = [name for name, param in self.parts.trained.params.items() if not bool(param.isfinite().all())]
+        if bad:
+            raise NumericError(
+                f"{len(bad)} trained tensors hold NaN or infinity after step {self.step}: {', '.join(bad[:3])}; nothing was saved",
+                where=str(self.run_dir), fix="resume from the last state with a lower optim.lr",
+            )  # fmt: skip
+
+    def _resume(self, allow_change: Sequence[str]) -> None:
+        manifest, passed_over = self.states.newest()
+        for problem in passed_over:
+            self.bus.send(Warned(f"state passed over: {problem}"))
+        if manifest is None:
+            self.metrics.rewind(0)
+            return
+        state = read_state(manifest.path)
+        changed = check_identity(state.identity, self.identity, allow_change)
+        restore(manifest.path, self.parts.trained.params, self.parts.optimizer, self.parts.ema)
+        self.precision.restore(state.scaler)
+        self.step, self.exact_from, self.skipped_in_row = state.step, state.exact_from, state.skipped_in_row
+        if changed:
+            self.exact_from = self.step
+            self.bus.send(Warned(f"the run is not exact from step {self.step}: {', '.join(changed)} changed"))
+        altered = [key for key in sorted(self.schedule) if state.schedule.get(key) != self.schedule[key]]
+        if altered:
+            self.bus.send(Warned(f"from step {self.step} the schedule differs: {', '.join(altered)}"))
+        if self.parts.world.is_main:
+            self.metrics.rewind(state.metrics_bytes)
+        self.bus.send(PhaseStarted("resume", f"resumed from step {self.step}"))
+
+    def _trained_count(self) -> int:
+        return sum(param.numel() for param in self.parts.trained.params.values())
+
+
+def train(
+    config: RunConfig, *, resume: bool = False, allow_change: Sequence[str] = (), bus: Bus | None = None, disk: Disk | None = None
+) -> Path:
+    """Run the training that `config` describes; returns the final weights file.
+
+    Raises the FluxsmithError of whatever went wrong; StopRequested after a stop signal with a resumable state.
+    """
+    bus, disk = bus or Bus(), disk or Disk()
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    world = join_world(config.train.device)
+    if not world.is_main:
+        return _train_in(config, world, Bus(), disk, allow_change)
+    disk.probe(config.run.dir)
+    with RunLock(config.run.dir):
+        _check_fresh(config, resume)
+        clean_temporary(config.run.dir / "state", disk=disk)
+        disk.write_text(config.run.dir / "run.toml", to_toml(config))
+        return _train_in(config, world, bus, disk, allow_change)
+
+
+def _train_in(config: RunConfig, world: World, bus: Bus, disk: Disk, allow_change: Sequence[str]) -> Path:
+    parts = build(config, world, bus)
+    return Trainer(parts, bus, disk).run(allow_change)
+
+
+def _check_fresh(config: RunConfig, resume: bool) -> None:
+    """Without --resume a folder that holds a run is left alone."""
+    holds_run = any((config.run.dir / "state").glob("step-*"))
+    if holds_run and not resume:
+        raise ConfigError(
+            "this folder holds a run already", where=str(config.run.dir), fix="add --resume to continue it, or choose another run.dir"
+        )

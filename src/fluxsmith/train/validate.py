@@ -1,0 +1,117 @@
+"""Looking at a run while it trains: pictures of the sample prompts, and the loss on held-out pictures.
+
+Both have random streams of their own and leave no trace: with or without them the weights are the same bits.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from fluxsmith.config.choice import realise
+from fluxsmith.config.schema import SampleConfig
+from fluxsmith.errors import FluxsmithError
+from fluxsmith.events import Bus, SampleReady, ValidationEnded, Warned
+from fluxsmith.generate.pipeline import Pipeline
+from fluxsmith.generate.request import Request
+from fluxsmith.io.images import write_png
+from fluxsmith.models.assembly import TextStates
+from fluxsmith.randomness import generator
+from fluxsmith.train.noise import Draws, draw_guidance
+from fluxsmith.train.objectives.flow import Flow, batch_latents, batch_text
+from fluxsmith.train.setup import Parts
+
+
+@contextmanager
+def evaluation(parts: Parts) -> Iterator[None]:
+    """Eval mode, no gradients, averaged weights if there are any, and the random state put back afterwards."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[parts.world.device] if parts.world.device.type == "cuda" else []))
+        stack.enter_context(torch.no_grad())
+        if parts.ema is not None:
+            stack.enter_context(parts.ema.applied())
+        parts.trained.train_mode(False)
+        yield
+
+
+class Sampler:
+    """Draws the config's sample prompts; a failure is a warning, never the end of the run."""
+
+    def __init__(self, parts: Parts, bus: Bus) -> None:
+        self.parts = parts
+        self.bus = bus
+        self.samples = parts.config.sample if parts.world.is_main else []
+
+    def before_training(self) -> None:
+        """The pictures everything is compared with."""
+        self._draw([s for s in self.samples if s.first], 0)
+
+    def after(self, step: int, *, last: bool) -> None:
+        """Pictures that are due after `step`."""
+        self._draw([s for s in self.samples if last or (s.every and step % s.every == 0)], step)
+
+    def _draw(self, due: list[SampleConfig], step: int) -> None:
+        if not due:
+            return
+        with evaluation(self.parts):
+            pipeline = Pipeline(self.parts.models, realise(self.parts.config.model).sampling_defaults(), self._encode)
+            for sample in due:
+                for number in range(sample.count):
+                    self._one(pipeline, sample, number, step)
+
+    def _encode(self, prompt: str) -> TextStates:
+        ready = self.parts.prompts.get(prompt)
+        return ready if ready is not None else self.parts.models.encode_text([prompt])
+
+    def _one(self, pipeline: Pipeline, sample: SampleConfig, number: int, step: int) -> None:
+        index, seed = self.samples.index(sample), sample.seed + number
+        path = self.parts.config.run.dir / "samples" / f"step-{step:06d}_p{index:02d}_s{seed}.png"
+        request = Request(
+            sample.prompt, sample.negative, sample.width, sample.height, sample.steps, sample.guidance, sample.cfg, seed
+        )
+        begun = time.monotonic()
+        try:
+            picture = pipeline.generate(request)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_png(path, picture.image, {"fluxsmith": str(picture.settings)})
+        except (FluxsmithError, RuntimeError) as error:
+            self.bus.send(Warned(f"sample {index} failed at step {step}: {error}"))
+            return
+        self.bus.send(SampleReady(step, index, sample.prompt, str(path), time.monotonic() - begun))
+
+
+class Validator:
+    """Mean loss of held-out batches at fixed noise levels, with fixed noise."""
+
+    def __init__(self, parts: Parts, bus: Bus) -> None:
+        self.parts = parts
+        self.bus = bus
+
+    def after(self, step: int, *, last: bool) -> None:
+        """Measure if due."""
+        settings = self.parts.config.validation
+        if settings.every and (last or step % settings.every == 0) and self.parts.world.is_main:
+            by_level = {f"{sigma:g}": self.loss_at(sigma) for sigma in settings.sigmas}
+            self.bus.send(ValidationEnded(step, sum(by_level.values()) / len(by_level), by_level))
+
+    def loss_at(self, sigma: float) -> float:
+        """Mean loss of all held-out samples at one noise level."""
+        parts, objective = self.parts, self.parts.objective
+        if not isinstance(objective, Flow):
+            raise FluxsmithError("validation loss needs the flow objective", fix="set validation.every = 0")
+        total, count = 0.0, 0
+        with evaluation(parts):
+            for spec in parts.data.validation_batches():
+                batch = parts.data.load(spec, step=0)
+                latents = batch_latents(parts.models, batch, parts.world.device)
+                seed = parts.config.validation.seed
+                noise = torch.stack(
+                    [torch.randn(latents.shape[1:], generator=generator(seed, "validation", key)) for key in batch.keys]
+                )
+                levels = torch.full((len(batch.keys),), sigma)
+                draws = Draws(levels, noise, draw_guidance(parts.config.noise, torch.full_like(levels, 0.5)))
+                loss = objective.loss_at(parts.models, latents, batch_text(parts.models, batch, parts.world.device), batch, draws)
+                total += float(loss.per_sample.sum())
+                count += len(batch.keys)
+        return total / max(1, count)
