@@ -6,7 +6,7 @@ and the share of pictures skipped for problems is at most `max_skipped`; else on
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from fluxsmith.data.captions import TRIGGER, steady
@@ -107,7 +107,26 @@ class ScanReport:
 
     def as_record(self) -> dict[str, Any]:
         """JSON-ready."""
-        return asdict(replace(self)) | {"is_startable": self.is_startable, "verdicts": [dataset.verdict() for dataset in self.datasets]}
+        return {
+            "is_startable": self.is_startable,
+            "datasets": [
+                _plain(dataset) | {"is_startable": dataset.is_startable, "verdict": dataset.verdict()} for dataset in self.datasets
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and named tuples as dicts, all the way down; undecodable bytes of file names escaped."""
+    if isinstance(value, str):
+        return shown(value) if any("\ud800" <= char <= "\udfff" for char in value) else value
+    if isinstance(value, tuple):
+        return _plain(value._asdict()) if hasattr(value, "_asdict") else [_plain(one) for one in value]  # type: ignore[attr-defined]  # named
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, DatasetReport | Problem):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value
 
 
 def _gathered(name: str, findings: Sequence[Finding]) -> str:

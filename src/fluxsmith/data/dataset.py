@@ -40,7 +40,7 @@ from fluxsmith.io.images import read_image
 from fluxsmith.randomness import python_random
 
 RETRY_SECONDS = (1.0, 9.0, 20.0)  # waits for a data folder that went away (a network mount)
-NOT_SHAPING = {"path", "name", "recursive", "max_pixels", "max_skipped"}  # options that do not change what a picture becomes
+NOT_SHAPING = {"type", "path", "name", "recursive", "max_pixels", "max_skipped"}  # options that do not change what a picture becomes
 
 
 class Stores(NamedTuple):
