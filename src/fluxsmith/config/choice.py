@@ -80,7 +80,7 @@ class Choice:
 
 
 def _dump(value: PluginConfig, info: core_schema.SerializationInfo) -> dict[str, Any]:
-    return value.model_dump(mode=info.mode)
+    return value.model_dump(mode=info.mode, exclude_none=info.exclude_none, exclude_unset=info.exclude_unset)
 
 
 def folder_of(package: str) -> Path:

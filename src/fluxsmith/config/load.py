@@ -95,7 +95,7 @@ def _refusal(name: str, problems: list[Problem]) -> ConfigError:
 
 def values(tree: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
     """Paths of all values of a plain config; a list of plain values is one value."""
-    if isinstance(tree, dict):
+    if isinstance(tree, dict) and tree:
         for key, inner in tree.items():
             yield from values(inner, (*path, key))
     elif isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):
