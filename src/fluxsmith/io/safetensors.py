@@ -133,10 +133,15 @@ def save_weights(
     Byte order and layout equal the safetensors library's (largest alignment first, then by name); metadata is sorted, so equal
     content gives equal bytes. Raises StorageError, and ModelFileError for a type that the format does not know.
     """
-    names = sorted(tensors, key=lambda name: (-LAYOUT_ORDER[_stored_name(name, tensors[name])], name))
+    names = layout_order(tensors)
     head = header_bytes({name: tensors[name] for name in names}, metadata or {})
     size = len(head) + sum(_size(tensors[name]) for name in names)
     return (disk or Disk()).write_file(Path(path), _stream(head, names, tensors), size=size)
+
+
+def layout_order(tensors: Mapping[str, Tensor | Lazy]) -> list[str]:
+    """Names in the order of their bytes in the file. Raises ModelFileError for a type that the format does not know."""
+    return sorted(tensors, key=lambda name: (-LAYOUT_ORDER[_stored_name(name, tensors[name])], name))
 
 
 def header_bytes(tensors: Mapping[str, Tensor | Lazy], metadata: Mapping[str, str]) -> bytes:
