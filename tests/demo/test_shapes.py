@@ -101,8 +101,8 @@ def test_unknown_shape_is_named() -> None:
 
 
 def test_dataset_on_disk(tmp_path: Path) -> None:
-    shapes.write_dataset(tmp_path / "a", 6, 3, variants=2)
-    shapes.write_dataset(tmp_path / "b", 4, 3, variants=2)
+    shapes.write_dataset(tmp_path / "a", 6, seed=3, drawings=shapes.Drawings(variants=2))
+    shapes.write_dataset(tmp_path / "b", 4, seed=3, drawings=shapes.Drawings(variants=2))
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == [f"{index:06d}.{end}" for index in range(6) for end in ("png", "txt")]
     assert (tmp_path / "a" / "000003.png").read_bytes() == (tmp_path / "b" / "000003.png").read_bytes()

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from fluxsmith.config.choice import Choice
+from fluxsmith.config.dataset import DatasetConfig
 from fluxsmith.config.section import PluginConfig, Section
 
 Component = Literal["dit", "clip_l", "t5xxl", "ae"]
@@ -230,7 +231,7 @@ class RunConfig(Section):
     """Memory for time."""
     train: TrainConfig
     """The loop."""
-    data: list[Annotated[PluginConfig, Choice("fluxsmith.data.sources")]] = Field(min_length=1)
+    data: list[Annotated[DatasetConfig, Choice("fluxsmith.data.sources")]] = Field(min_length=1)
     """The datasets."""
     cache: CacheConfig = CacheConfig()
     """Caches of encoded pictures and captions."""

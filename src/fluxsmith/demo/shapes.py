@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -139,19 +140,23 @@ def _numbers(scene: Scene, seed: int) -> list[float]:
     return [x, y, radius, float(SHAPES.index(scene.shape)), *colors, float(STYLES.index(scene.background_style)), *turn]
 
 
-def write_dataset(  # noqa: PLR0913  the knobs of a data set, by name
-    folder: Path,
-    count: int,
-    seed: int,
-    *,
-    shapes: Sequence[str] = BASE_SHAPES,
-    styles: Sequence[str] = STYLES,
-    pixels: int = 64,
-    variants: int = 1,
-    shape_word: str = "",
-) -> None:
-    """`count` pictures of training scenes with captions. `variants` captions a picture stand in lines of one file (for
-    `captions.wildcards`); `shape_word` replaces the shape's name, as a trigger."""
+class Drawings(NamedTuple):
+    """What a data set shows. `variants` captions a picture stand in lines of one file (for `captions.wildcards`);
+    `shape_word` replaces the shape's name, as a trigger."""
+
+    shapes: Sequence[str] = BASE_SHAPES
+    styles: Sequence[str] = STYLES
+    pixels: int = 64
+    variants: int = 1
+    shape_word: str = ""
+
+
+PLAIN = Drawings()
+
+
+def write_dataset(folder: Path, count: int, *, seed: int = 0, drawings: Drawings = PLAIN) -> None:
+    """`count` pictures (PNG) of training scenes with captions (.txt), for the ordinary `folder` source."""
+    shapes, styles, pixels, variants, shape_word = drawings
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, count, BATCH):
         indices = range(start, min(start + BATCH, count))
@@ -163,7 +168,7 @@ def write_dataset(  # noqa: PLR0913  the knobs of a data set, by name
             _write(folder / f"{index:06d}.png", picture, "\n".join(lines))
 
 
-def write_crops(folder: Path, count: int, seed: int) -> None:
+def write_crops(folder: Path, count: int, *, seed: int = 0) -> None:
     """`count` random AE_CROP-pixel crops of drawings of several sizes, a tenth with concept shapes, for the autoencoder."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
@@ -195,10 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ae", action="store_true", help="small crops for the autoencoder")
     options = parser.parse_args(arguments)
     if options.ae:
-        write_crops(options.out, options.count, options.seed)
+        write_crops(options.out, options.count, seed=options.seed)
     else:
-        chosen = {name: getattr(options, name) for name in ("shapes", "styles", "pixels", "variants", "shape_word")}
-        write_dataset(options.out, options.count, options.seed, **chosen)
+        drawings = Drawings(options.shapes, options.styles, options.pixels, options.variants, options.shape_word)
+        write_dataset(options.out, options.count, seed=options.seed, drawings=drawings)
     print(f"{options.count} pictures in {options.out}")
 
 
