@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from fluxsmith.io.metadata import ModelSpec, TrainingFacts, legacy_file_hash, modelspec, png_text, training_metadata, with_hashes
 
 SD_SCRIPTS_KEYS = set(
-    """
+    re.findall(
+        r"\w+",
+        """
 session_id training_started_at training_finished_at output_name training_comment sd_scripts_commit_hash learning_rate unet_lr
 text_encoder_lr optimizer max_grad_norm lr_scheduler lr_warmup_steps num_train_images num_validation_images num_reg_images
 num_batches_per_epoch num_epochs epoch max_train_steps steps gradient_checkpointing gradient_accumulation_steps mixed_precision full_fp16
@@ -23,8 +26,9 @@ debiased_estimation loss_type huber_schedule huber_scale huber_c validation_seed
 validate_every_n_epochs validate_every_n_steps model_type apply_t5_attn_mask weighting_scheme logit_mean logit_std mode_scale
 guidance_scale timestep_sampling sigmoid_scale model_prediction_type discrete_flow_shift sd_model_name vae_name datasets tag_frequency
 dataset_dirs
-""".split()
-)  # noqa: SIM905
+""",
+    )
+)
 
 
 def facts(**changes: object) -> TrainingFacts:
