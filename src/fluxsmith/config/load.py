@@ -127,6 +127,8 @@ def _parse_json(name: str, text: str) -> _Source:
         tree = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError("this is not JSON", where=f"{name}:{error.lineno}:{error.colno}", why=error.msg, fix="mend this place") from None
+    except RecursionError:
+        raise ConfigError("brackets are nested too deeply", where=name, fix="check that this is the file of a run") from None
     if not isinstance(tree, dict):
         raise ConfigError("the file holds no object", where=name, fix='begin with {"model": ...}')
     return _Source(name, tree, {})
@@ -142,6 +144,8 @@ def _parse_toml(name: str, text: str) -> _Source:
         why = str(error)[: found.start()] if found else str(error)
         fix = "mend this place; text values need quotes, and a key may stand only once"
         raise ConfigError("this is not TOML", where=f"{name}:{line}:{column}", why=why, fix=fix) from None
+    except RecursionError:
+        raise ConfigError("brackets are nested too deeply", where=name, fix="check that this is the file of a run") from None
     return _Source(name, tree, positions.key_positions(text))
 
 

@@ -35,9 +35,8 @@ def render(caption: str, config: CaptionConfig, *, rng: random.Random, epoch: in
     if config.keep_separator and config.keep_separator in text or _changes_tags(config):
         steps = config.warmup_steps if config.warmup_steps >= 1 else config.warmup_steps * total_steps
         text = _tags(text, config, rng, warmup=(step, steps))
-    ends = (_choose(_fill_trigger(end, config), config, rng) for end in (config.prefix, config.suffix))
-    prefix, suffix = (end.replace(config.keep_separator, "") if config.keep_separator else end for end in ends)
-    text = " ".join(part for part in (prefix.strip(), text.strip(), suffix.strip()) if part)
+    ends = [_choose(_fill_trigger(_without_mark(end, config), config), config, rng) for end in (config.prefix, config.suffix)]
+    text = " ".join(part for part in (ends[0].strip(), text.strip(), ends[1].strip()) if part)
     return text.replace(config.secondary_separator, config.separator) if config.secondary_separator else text
 
 
@@ -65,6 +64,11 @@ def steady(caption: str, config: CaptionConfig) -> str:
 
 def _fill_trigger(text: str, config: CaptionConfig) -> str:
     return text.replace(TRIGGER, config.trigger) if config.trigger else text
+
+
+def _without_mark(text: str, config: CaptionConfig) -> str:
+    mark = config.keep_separator
+    return " ".join(part.strip() for part in text.split(mark)) if mark and mark in text else text
 
 
 def _one_line(caption: str, config: CaptionConfig, rng: random.Random) -> str:
