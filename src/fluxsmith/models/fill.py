@@ -4,6 +4,7 @@ Peak host memory is the target's size plus the largest tensor, because each tens
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,10 @@ Source = Callable[[], Tensor]
 SHOWN = 5  # keys named in a message before the rest is only counted
 
 
-def meta(build: Callable[[], nn.Module]) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def meta(build: Callable[[], M]) -> M:
     """The module without memory: shapes only."""
     with torch.device("meta"):
         return build()

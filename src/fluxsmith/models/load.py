@@ -1,112 +1,115 @@
 """Files -> modules: find out what a file is, read sizes from its header, build on meta, stream the tensors in.
 
 `load_dit("flux1-dev.safetensors", device="cuda", dtype=torch.bfloat16)`. A file in the wrong role is named as what it
-is before anything is allocated.
+is before anything is allocated; peak host memory is the size on the target plus the largest tensor.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fluxsmith.errors import ModelFileError
+from fluxsmith.io.canonical import Source, canonical
+from fluxsmith.io.identify import require_role
+from fluxsmith.io.identity import Identity
 from fluxsmith.io.safetensors import WeightsFile, open_weights
 from fluxsmith.models.autoencoder import AutoEncoder, AutoEncoderParams
-from fluxsmith.models.fill import Source, check_keys, fill, finish, meta, shapes_of
+from fluxsmith.models.fill import check_keys, fill, finish, meta, shapes_of
 from fluxsmith.models.flux import FluxDiT, FluxParams
 from fluxsmith.models.text_encoders import ClipParams, ClipText, T5EncoderModel, T5Params, T5Text
 from fluxsmith.models.tiny_autoencoder import TinyAutoEncoder, TinyAutoEncoderParams
 
 PathLike = str | Path
-CLIP_EXTRAS = ("text_model.embeddings.position_ids", "text_projection.weight", "logit_scale")  # in some files; FLUX uses none of them
+HINTS = "fluxsmith.model"  # metadata entry: numbers that tensors cannot tell, as JSON
+
+
+class Opened(NamedTuple):
+    """A file that plays a role: its tensors in our names, their shapes, and what else it says about itself."""
+
+    tensors: dict[str, Source]
+    shapes: dict[str, tuple[int, ...]]
+    identity: Identity
+    hints: dict[str, Any]
+    where: str
+
+
+@contextmanager
+def opened(path: PathLike, role: str) -> Iterator[Opened]:
+    """Open a file for a role. Raises ModelFileError that names what the file is, if it is something else."""
+    identity = require_role(path, role)
+    with open_weights(path) as weights:
+        tensors = canonical(weights, identity, role)
+        shapes = {key: source.shape for key, source in tensors.items()}
+        yield Opened(tensors, shapes, identity, _hints(path, weights), str(path))
 
 
 def load_dit(
     path: PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, axes_dim: Sequence[int] | None = None
 ) -> FluxDiT:
     """The transformer, frozen and in eval mode. Raises ModelFileError for a wrong, incomplete or broken file."""
-    with open_weights(path) as weights:
-        tensors = {key: (info.shape, _reader(weights, key)) for key, info in weights.infos.items()}
-        params = FluxParams.from_shapes({key: shape for key, (shape, _) in tensors.items()}, axes_dim)
+    with opened(path, "dit") as file:
+        params = FluxParams.from_shapes(file.shapes, axes_dim or file.hints.get("axes_dim"))
         model = meta(lambda: FluxDiT(params))
-        assert isinstance(model, FluxDiT)
-        _stream(model, tensors, where=str(path), device=device, dtype=dtype)
-        return model
+        _stream(model, file.tensors, where=file.where, device=device, dtype=dtype)
+    return model
 
 
 def load_ae(
     path: PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> AutoEncoder | TinyAutoEncoder:
     """The autoencoder, of either form, frozen and in eval mode."""
-    with open_weights(path) as weights:
-        tensors = {key: (info.shape, _reader(weights, key)) for key, info in weights.infos.items()}
-        shapes = {key: shape for key, (shape, _) in tensors.items()}
-        tiny = "decoder.layers.0.weight" in shapes
-        build: Callable[[], nn.Module] = (
-            (lambda: TinyAutoEncoder(TinyAutoEncoderParams.from_shapes(shapes)))
-            if tiny
-            else (lambda: AutoEncoder(AutoEncoderParams.from_shapes(shapes)))
-        )
-        model = meta(build)
-        _stream(model, tensors, where=str(path), device=device, dtype=dtype)
-        assert isinstance(model, AutoEncoder | TinyAutoEncoder)
-        return model
+    with opened(path, "ae") as file:
+        model: AutoEncoder | TinyAutoEncoder
+        if "decoder.layers.0.weight" in file.shapes:
+            model = meta(lambda: TinyAutoEncoder(TinyAutoEncoderParams.from_shapes(file.shapes)))
+        else:
+            model = meta(lambda: AutoEncoder(AutoEncoderParams.from_shapes(file.shapes)))
+        _stream(model, file.tensors, where=file.where, device=device, dtype=dtype)
+    return model
 
 
 def load_clip_l(path: PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ClipText:
-    """CLIP-L's text tower from one file or a folder."""
-    with open_weights(path) as weights:
-        tensors = {key: (info.shape, _reader(weights, key)) for key, info in weights.infos.items() if key not in CLIP_EXTRAS}
-        hints = _hints(path, weights)
-        shapes = {key: shape for key, (shape, _) in tensors.items()}
-        params = ClipParams.from_shapes(shapes, hints.get("num_attention_heads"), hints.get("eos_token_id"))
-        model = ClipText(params)  # tiny buffers are computed at build time, so not on meta
-        renamed = {ClipText.memory_key(key): value for key, value in tensors.items()}
-        _stream(model.model, renamed, where=str(path), device=device, dtype=dtype)
-        return model.to(device).eval()
+    """CLIP-L's text tower from one file or a folder, frozen and in eval mode."""
+    with opened(path, "clip_l") as file:
+        params = ClipParams.from_shapes(file.shapes, file.hints.get("num_attention_heads"), file.hints.get("eos_token_id"))
+        model = ClipText(params)  # its position buffer is computed at build time, so not on meta; 0.5 GB at most
+        _stream(model.model, _renamed(file.tensors, ClipText), where=file.where, device=device, dtype=dtype)
+    return model.to(device).eval()
 
 
 def load_t5xxl(path: PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> T5Text:
-    """T5's encoder from one file (fp16, bf16 or fp8), shards, or a folder."""
-    with open_weights(path) as weights:
-        tensors = {key: (info.shape, _reader(weights, key)) for key, info in weights.infos.items()}
-        params = T5Params.from_shapes({key: shape for key, (shape, _) in tensors.items()})
+    """T5's encoder from one file (fp16, bf16 or fp8), shards, or a folder, frozen and in eval mode."""
+    with opened(path, "t5xxl") as file:
+        params = T5Params.from_shapes(file.shapes)
         model = meta(lambda: T5Text(params))
-        assert isinstance(model, T5Text)
-        renamed = {T5Text.memory_key(key): value for key, value in tensors.items()}
-        _stream(model.model, renamed, where=str(path), device=device, dtype=dtype)
-        return model.eval()
+        _stream(model.model, _renamed(file.tensors, T5Text), where=file.where, device=device, dtype=dtype)
+    return model.eval()
+
+
+def _renamed(tensors: Mapping[str, Source], kind: type[ClipText] | type[T5Text]) -> dict[str, Source]:
+    return {kind.memory_key(key): source for key, source in tensors.items()}
 
 
 def _stream(
-    model: nn.Module,
-    tensors: Mapping[str, tuple[Sequence[int], Source]],
-    *,
-    where: str,
-    device: torch.device | str,
-    dtype: torch.dtype,
+    model: nn.Module, tensors: Mapping[str, Source], *, where: str, device: torch.device | str, dtype: torch.dtype
 ) -> None:
-    check_keys(shapes_of(model), {key: shape for key, (shape, _) in tensors.items()}, where)
-    fill(model, {key: source for key, (_, source) in tensors.items()}, device=device, dtype=dtype)
+    expected = shapes_of(model)
+    check_keys(expected, {key: source.shape for key, source in tensors.items()}, where)
+    fill(model, {key: tensors[key].read for key in expected}, device=device, dtype=dtype)
     if isinstance(model, T5EncoderModel):
         model.encoder.embed_tokens.weight = model.shared.weight  # tied; a file holds it once
     finish(model)
 
 
-def _reader(weights: WeightsFile, key: str) -> Source:
-    def read() -> Tensor:
-        return weights.tensor(key)
-
-    return read
-
-
 def _hints(path: PathLike, weights: WeightsFile) -> dict[str, Any]:
-    """Numbers that tensors cannot tell: from the file's own metadata, or a config.json beside it."""
-    if "fluxsmith.model" in weights.metadata:
-        return json.loads(weights.metadata["fluxsmith.model"])
+    """From the file's own metadata, or from a config.json beside it (only whitelisted numbers)."""
+    if HINTS in weights.metadata:
+        return json.loads(weights.metadata[HINTS])
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     config = folder / "config.json"
     if not config.is_file():

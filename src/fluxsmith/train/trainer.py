@@ -10,20 +10,18 @@ from typing import NamedTuple
 
 import torch
 
-from fluxsmith.config.dump import to_toml
-from fluxsmith.config.schema import RunConfig, as_plain
-from fluxsmith.errors import ConfigError, NumericError, StopRequested
+from fluxsmith.config.schema import as_plain
+from fluxsmith.errors import NumericError, StopRequested
 from fluxsmith.events import Bus, CheckpointSaved, PhaseStarted, RunEnded, RunStarted, StepEnded, Warned
-from fluxsmith.io.durable import Disk, RunLock, clean_temporary
+from fluxsmith.io.durable import Disk
 from fluxsmith.optim.schedules import factor
 from fluxsmith.randomness import seed_for
 from fluxsmith.train.checkpoint import State, StateFolder, read_state, restore
-from fluxsmith.train.distributed import World, join_world
 from fluxsmith.train.export import export_weights
 from fluxsmith.train.identity import check_identity, identity_of, machine_facts
 from fluxsmith.train.metrics import Metrics
 from fluxsmith.train.precision import Precision, peak_bytes
-from fluxsmith.train.setup import Parts, build
+from fluxsmith.train.setup import Parts
 from fluxsmith.train.stop import StopSwitch
 from fluxsmith.train.validate import Sampler, Validator
 
@@ -226,37 +224,3 @@ class Trainer:
     def _trained_count(self) -> int:
         return sum(param.numel() for param in self.parts.trained.params.values())
 
-
-def train(
-    config: RunConfig, *, resume: bool = False, allow_change: Sequence[str] = (), bus: Bus | None = None, disk: Disk | None = None
-) -> Path:
-    """Run the training that `config` describes; returns the final weights file.
-
-    Raises the FluxsmithError of whatever went wrong; StopRequested after a stop signal with a resumable state.
-    """
-    bus, disk = bus or Bus(), disk or Disk()
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
-    world = join_world(config.train.device)
-    if not world.is_main:
-        return _train_in(config, world, Bus(), disk, allow_change)
-    disk.probe(config.run.dir)
-    with RunLock(config.run.dir):
-        _check_fresh(config, resume)
-        clean_temporary(config.run.dir / "state", disk=disk)
-        disk.write_text(config.run.dir / "run.toml", to_toml(config))
-        return _train_in(config, world, bus, disk, allow_change)
-
-
-def _train_in(config: RunConfig, world: World, bus: Bus, disk: Disk, allow_change: Sequence[str]) -> Path:
-    parts = build(config, world, bus)
-    return Trainer(parts, bus, disk).run(allow_change)
-
-
-def _check_fresh(config: RunConfig, resume: bool) -> None:
-    """Without --resume a folder that holds a run is left alone."""
-    holds_run = any((config.run.dir / "state").glob("step-*"))
-    if holds_run and not resume:
-        raise ConfigError(
-            "this folder holds a run already", where=str(config.run.dir), fix="add --resume to continue it, or choose another run.dir"
-        )

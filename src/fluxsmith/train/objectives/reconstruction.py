@@ -28,6 +28,8 @@ class Config(PluginConfig):
     """Standard deviation of noise added to the latents before decoding."""
     latent_penalty: NonNegativeFloat = 1e-4
     """Weight of relu(z^2 - 1)."""
+    latent_spread: NonNegativeFloat = 1e-2
+    """Weight of the distance of each latent channel's mean from 0 and standard deviation from 1 (what a flow model likes)."""
 
     def build(self, noise: NoiseConfig, seed: int) -> "Reconstruction":
         """The objective; `noise` is not used, pictures have no noise level here."""
@@ -54,7 +56,8 @@ class Reconstruction:
         decoded = models.ae.decode(latents + self.config.latent_noise * noise.to(device))
         per_sample = self._distance(decoded, pixels) + self.config.latent_penalty * F.relu(latents**2 - 1).flatten(1).mean(dim=1)
         per_sample = per_sample * batch.weights.to(device)
-        return Loss(per_sample.mean(), per_sample.detach(), torch.empty(0))
+        total = per_sample.mean() + self.config.latent_spread * spread(latents)
+        return Loss(total, per_sample.detach(), torch.empty(0))
 
     def _distance(self, decoded: Tensor, pixels: Tensor) -> Tensor:
         difference = decoded - pixels
@@ -62,3 +65,9 @@ class Reconstruction:
         for axis in (-1, -2):
             total = total + self.config.edges * difference.diff(dim=axis).abs().flatten(1).mean(dim=1)
         return total
+
+
+def spread(latents: Tensor) -> Tensor:
+    """Mean over channels of mean^2 + (std - 1)^2, both over batch and positions: (B, C, h, w) -> 0-dim."""
+    channels = latents.transpose(0, 1).flatten(1)
+    return (channels.mean(dim=1) ** 2 + (channels.std(dim=1) - 1) ** 2).mean()

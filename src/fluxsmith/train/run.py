@@ -1,0 +1,84 @@
+"""One training run from a config to its folder: lock, sinks, build, train, report. `train(config)` is the public call."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fluxsmith.config.choice import realise
+from fluxsmith.config.dump import to_toml
+from fluxsmith.config.schema import RunConfig
+from fluxsmith.errors import ConfigError, FluxsmithError, OutOfMemoryError, StopRequested
+from fluxsmith.events import Bus, RunFailed
+from fluxsmith.io.durable import Disk, RunLock, clean_temporary
+from fluxsmith.train.distributed import World, join_world
+from fluxsmith.train.report import write_report
+from fluxsmith.train.setup import build
+from fluxsmith.train.sinks.jsonl import JsonlSink
+from fluxsmith.train.trainer import Trainer
+
+
+def train(
+    config: RunConfig, *, resume: bool = False, allow_change: Sequence[str] = (), bus: Bus | None = None, disk: Disk | None = None
+) -> Path:
+    """Run the training that `config` describes; returns the final weights file.
+
+    `resume` continues the newest complete state of the folder (or starts, if there is none); `allow_change` names identity keys
+    that may differ. Raises the FluxsmithError of whatever went wrong; StopRequested after a stop with a resumable state.
+    """
+    disk = disk or Disk()
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    world = join_world(config.train.device)
+    if not world.is_main:
+        return Trainer(build(config, world, Bus()), Bus(), disk).run(allow_change)
+    disk.probe(config.run.dir)
+    with RunLock(config.run.dir):
+        _check_fresh(config, resume)
+        clean_temporary(config.run.dir / "state", disk=disk)
+        disk.write_text(config.run.dir / "run.toml", to_toml(config))
+        bus = bus or Bus()
+        bus.sinks[:0] = [JsonlSink(config.run.dir / "events.jsonl", disk)]
+        bus.sinks += [realise(sink).build(config) for sink in config.sinks]
+        return _reported(config, world, bus, disk, allow_change)
+
+
+def _reported(config: RunConfig, world: World, bus: Bus, disk: Disk, allow_change: Sequence[str]) -> Path:
+    """Train; whatever happens is an event, and the report is written."""
+    begun = time.monotonic()
+    try:
+        return Trainer(build(config, world, bus), bus, disk).run(allow_change)
+    except StopRequested:
+        raise
+    except torch.OutOfMemoryError as error:
+        failure = out_of_memory(config, error)
+        bus.send(RunFailed(0, failure.kind, str(failure), failure.exit_code))
+        raise failure from error
+    except FluxsmithError as error:
+        bus.send(RunFailed(0, error.kind, "; ".join(error.lines()), error.exit_code))
+        raise
+    finally:
+        write_report(config.run.dir, disk, seconds=time.monotonic() - begun)
+
+
+def out_of_memory(config: RunConfig, error: Exception) -> OutOfMemoryError:
+    """The card is full: say what to change, cheapest first."""
+    cures = []
+    if not config.memory.checkpointing:
+        cures.append("memory.checkpointing = true")
+    if config.train.base_dtype == "fp32":
+        cures.append("train.base_dtype = bf16")
+    if any(getattr(data, "batch_size", 1) > 1 for data in config.data):
+        cures.append("batch_size = 1 with train.accumulation raised")
+    cures.append("a smaller data.resolution")
+    return OutOfMemoryError("out of memory while training", where=str(config.run.dir), why=str(error).split(". ")[0], fix="; ".join(cures))
+
+
+def _check_fresh(config: RunConfig, resume: bool) -> None:
+    """Without --resume a folder that holds a run is left alone."""
+    holds_run = any((config.run.dir / "state").glob("step-*"))
+    if holds_run and not resume:
+        raise ConfigError(
+            "this folder holds a run already", where=str(config.run.dir), fix="add --resume to continue it, or choose another run.dir"
+        )

@@ -1,0 +1,95 @@
+"""The run on a terminal: a bar with loss, rate and time left; plain lines where there is no terminal."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from fluxsmith.events import (
+    CacheProgress,
+    CheckpointSaved,
+    Event,
+    PhaseStarted,
+    RunEnded,
+    RunStarted,
+    SampleReady,
+    StepEnded,
+    ValidationEnded,
+    Warned,
+    WeightsSaved,
+)
+
+LINES = 20  # plain lines for a whole run without a terminal
+
+
+class ProgressSink:
+    """Human view on stderr; results go to stdout by the command."""
+
+    name = "progress"
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.total = 0
+        self.rate = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, StepEnded):
+            self._step(event)
+        elif isinstance(event, RunStarted):
+            self._start(event)
+        elif isinstance(event, CacheProgress):
+            if event.done == event.total:
+                self._say(f"{event.what}: {event.done} of {event.total}")
+        elif isinstance(event, RunEnded):
+            self._end(event)
+        else:
+            line = describe(event)
+            if line:
+                self._say(line)
+
+    def _start(self, event: RunStarted) -> None:
+        self.total = event.total_steps
+        self._say(f"run {event.run_dir}: steps {event.start_step} to {event.total_steps}")
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task("train", total=event.total_steps, completed=event.start_step)
+            self.bar.start()
+
+    def _step(self, event: StepEnded) -> None:
+        rate = 1 / max(event.seconds, 1e-9)
+        self.rate = rate if not self.rate else 0.95 * self.rate + 0.05 * rate
+        text = f"loss {event.loss:.4f}  lr {event.lr:.2e}  {self.rate:.2f} steps/s"
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=event.step, description=text)
+        elif event.step % max(1, self.total // LINES) == 0 or event.step == self.total:
+            left = (self.total - event.step) / self.rate
+            self._say(f"step {event.step}/{self.total}  {text}  {left:.0f} s left")
+
+    def _end(self, event: RunEnded) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+        self._say(f"{'stopped' if event.stopped else 'done'} at step {event.step} after {event.seconds:.0f} s")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def describe(event: Event) -> str:
+    """One line about an event that is no step; empty for events that need none."""
+    match event:
+        case PhaseStarted():
+            return f"{event.name}: {event.detail}"
+        case Warned():
+            return f"warning: {event.message}"
+        case CheckpointSaved():
+            return f"state saved: {event.path}"
+        case WeightsSaved():
+            return f"weights saved: {event.path}" + (f" ({event.verdict['line']})" if "line" in event.verdict else "")
+        case SampleReady():
+            return f"sample: {event.path}"
+        case ValidationEnded():
+            return f"validation loss at step {event.step}: {event.loss:.4f}"
+    return ""
