@@ -30,15 +30,11 @@ class Config(PluginConfig):
     """The transformer's file."""
 '''
 ADAPTER = '''"""Stand-in adapter."""
-from pydantic import PositiveInt
-from fluxsmith.config.section import PluginConfig
+from fluxsmith.config.adapter import AdapterConfig
 
 
-class Config(PluginConfig):
-    rank: PositiveInt = 16
-    """Rank of the update."""
-    targets: str | list[str] = "all"
-    """Layers."""
+class Config(AdapterConfig):
+    """The options that all adapters have."""
 '''
 SOURCE = '''"""Stand-in source."""
 from pathlib import Path
@@ -256,9 +252,11 @@ RULE_CASES = {
     "no length": (["train.steps=null"], "the length of the run is missing", "run.toml:4:1"),
     "two lengths": (["train.epochs=2"], "both given", "command line: train.epochs"),
     "adapter and components": (["train.components=['dit', 'clip_l']"], "no effect beside an adapter", "train.components"),
+    "rate without encoder": (["adapter.clip_l_lr=1e-5"], "clip_l is not adapted", "adapter.clip_l_lr"),
+    "ranks of no file": (["adapter.rank_from_file=true"], "needs a file", "adapter.rank_from_file"),
     "no components": (["adapter=null", "train.components=[]"], "each trained component once", "train.components"),
     "trained encoder cached": (["adapter=null", "train.components=['t5xxl']"], "cannot be cached", "run.toml"),
-    "adapter in encoder cached": (["adapter.targets=['clip_l.text_model']"], "cannot be cached", "run.toml"),
+    "adapter in encoder cached": (["adapter.text_encoders=['clip_l']"], "cannot be cached", "run.toml"),
     "trained ae cached": (["adapter=null", "train.components=['ae']"], "cannot be cached", "run.toml"),
     "jitter": (["data.0.color_jitter=0.1"], "changes nothing in cached latents", "data.0.color_jitter"),
     "sigma range": (["noise.min_sigma=0.5", "noise.max_sigma=0.5"], "must be below", "noise.min_sigma"),

@@ -5,8 +5,9 @@ A rule yields `Finding`s; `findings(config)` collects those of all rules, so tha
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from fluxsmith.config.adapter import AdapterConfig
 from fluxsmith.config.dataset import DatasetConfig
 from fluxsmith.config.schema import RunConfig
 from fluxsmith.config.sections import KeyPath
@@ -36,18 +37,7 @@ def trains_text_encoder(config: RunConfig) -> bool:
     """True when a text encoder's weights, or an adapter in one, are trained."""
     if config.adapter is None:
         return any(name in config.train.components for name in ENCODERS)
-    return any(text.startswith(ENCODERS) for text in _texts(config.adapter.model_dump(mode="json")))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from (key, *_texts(inner)) if inner not in (None, False, 0) else ()
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner)
+    return isinstance(config.adapter, AdapterConfig) and bool(config.adapter.text_encoders)
 
 
 def _datasets(config: RunConfig) -> Iterator[tuple[int, DatasetConfig]]:
@@ -70,6 +60,20 @@ def adapter_or_components(config: RunConfig) -> Iterator[Finding]:
     if config.adapter is not None and config.train.components != ("dit",):
         fix = "remove [adapter] to train whole components, or remove train.components"
         yield Finding(("train", "components"), "train.components has no effect beside an adapter", fix, "the base is frozen")
+
+
+def adapter_options(config: RunConfig) -> Iterator[Finding]:
+    """Options of the adapter that nothing would read."""
+    adapter = config.adapter
+    if not isinstance(adapter, AdapterConfig):
+        return
+    for name, rate in (("clip_l", adapter.clip_l_lr), ("t5xxl", adapter.t5xxl_lr)):
+        if rate is not None and name not in adapter.text_encoders:
+            fix = f'add "{name}" to adapter.text_encoders, or remove the rate'
+            yield Finding(("adapter", f"{name}_lr"), f"adapter.{name}_lr has no effect: {name} is not adapted", fix)
+    if adapter.rank_from_file and adapter.init_from is None:
+        fix = "add adapter.init_from, or remove adapter.rank_from_file"
+        yield Finding(("adapter", "rank_from_file"), "adapter.rank_from_file needs a file", fix)
 
 
 def components(config: RunConfig) -> Iterator[Finding]:
@@ -230,6 +234,7 @@ def run_dir(config: RunConfig) -> Iterator[Finding]:
 RULES: tuple[Rule, ...] = (
     length,
     adapter_or_components,
+    adapter_options,
     components,
     text_cache,
     latent_cache,
