@@ -30,7 +30,7 @@ class Item(NamedTuple):
     make: Callable[[Path], object]
     outcome: Outcome
     words: tuple[str, ...] = ()
-    options: dict[str, Any] = {}  # noqa: RUF012  of the dataset, or the role for weights
+    options: dict[str, Any] = {}
 
 
 # pictures --------------------------------------------------------------------------------------------------------------
@@ -231,6 +231,11 @@ def pipe(folder: Path) -> None:
     os.mkfifo(folder / "set" / "pipe.png")
 
 
+def broken(folder: Path) -> None:
+    good(folder / "set" / "x.png")
+    (folder / "set" / "x.png").write_bytes(b"")
+
+
 def named(*names: str) -> Callable[[Path], object]:
     def make(folder: Path) -> None:
         for name in names:
@@ -332,6 +337,7 @@ def model_of(*names: str, shape: tuple[int, ...] = (4, 4)) -> bytes:
     return weights(header, b"\0" * size * len(names))
 
 
+TWICE = b'"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
 T5 = ("shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.block.0.layer.1.DenseReluDense.wi_0.weight")
 LORA = ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight")
 
@@ -355,7 +361,7 @@ WEIGHTS = [
     weights_file("header is not json", weights(b"{'a': 1}"), "header"),
     weights_file("header is a list", weights(b"[]"), "header"),
     weights_file("header nested deeply", weights(b"[" * 100_000), "header"),
-    weights_file("a name twice", weights(b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}')),
+    weights_file("a name twice", weights(b"{%s,%s}" % (TWICE, TWICE)), "twice"),
     weights_file("metadata of numbers", weights({"__metadata__": {"a": 1}}), "metadata"),
     weights_file("unknown type", weights({"a": entry([1], 0, 4, "F33")}, b"\0" * 4), "F33"),
     weights_file("shape below zero", weights({"a": entry([-1], 0, 4)}, b"\0" * 4), "shape"),

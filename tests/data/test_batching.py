@@ -56,17 +56,33 @@ def test_epochs_and_seeds_differ_and_datasets_mix() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, 10, 40])
-def test_regularisation_is_used_as_often_as_training_and_every_picture_gets_its_share(count: int) -> None:
-    members = [member(5, repeats=2), member(count, dataset=1, regularisation=True)]
+def test_regularisation_is_used_as_often_as_training_and_pictures_of_a_bucket_take_turns(count: int) -> None:
+    others = member(count, dataset=1, regularisation=True)
+    members = [member(5, repeats=2), others]
     used: Counter[int] = Counter()
+    lengths = set()
     for epoch in range(8):
         batches = epoch_batches(members, seed=3, epoch=epoch)
         uses = [use for spec in batches for use in spec.uses if use.dataset == 1]
         assert len(uses) == 10
         used.update(use.record for use in uses)
+        lengths.add(len(batches))
     assert len(used) == count
-    assert max(used.values()) - min(used.values()) <= 1
+    for bucket in (A, B):
+        of_bucket = [used[record] for record, its in zip(others.records, others.buckets, strict=True) if its == bucket]
+        assert max(of_bucket, default=0) - min(of_bucket, default=0) <= 1
     assert uses_per_epoch(members) == 20
+    assert len(lengths) == 1
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 50), st.integers(0, 9))
+def test_every_epoch_has_the_same_number_of_batches(counts: list[int], training: int, seed: int) -> None:
+    sizes = [Size(16 * (place + 1), 64) for place in range(len(counts))]
+    buckets = tuple(size for size, count in zip(sizes, counts, strict=True) for _ in range(count))
+    members = [member(training), Member(1, tuple(range(len(buckets))), buckets, 3, regularisation=True)]
+    epochs = [epoch_batches(members, seed=seed, epoch=epoch) for epoch in range(4)]
+    assert len({len(batches) for batches in epochs}) == 1
+    assert {sum(len(spec.uses) for spec in batches if spec.dataset) for batches in epochs} == {training}
 
 
 def test_largest_needs_the_most_pixels() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from fluxsmith.config.schema import ValidationConfig
 from fluxsmith.data import dataset as dataset_module
+from fluxsmith.data import scan as scan_module
 from fluxsmith.data.types import Batch, Encoders
 from fluxsmith.errors import ConfigError, DataError, NumericError, StorageError
 
@@ -102,7 +103,7 @@ def test_settings_that_shape_latents_are_part_of_the_key(workshop: Any, folder: 
     second = workshop.prepare(workshop.config(folder, **change))
     assert workshop.encoders.pictures > 0
     assert workshop.encoders.captions == []
-    assert "made with other settings" in second.cache_summary[0]
+    assert "not yet made with these settings" in second.cache_summary[0]
     assert first.digest != second.digest
 
 
@@ -310,6 +311,18 @@ def test_latents_that_are_not_finite_are_refused_by_name(workshop: Any, folder: 
         workshop.prepare(workshop.config(folder))
 
 
+def test_pictures_checked_before_a_crash_are_not_read_again(workshop: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = workshop.encoders.latents
+    workshop.encoders.latents = lambda pixels: pixels / 0 * 0
+    with pytest.raises(NumericError):
+        workshop.prepare(workshop.config(folder))
+    workshop.encoders.latents = plain
+    read: list[Path] = []
+    monkeypatch.setattr(scan_module, "_read", lambda path, config: read.append(path))
+    workshop.prepare(workshop.config(folder))
+    assert read == []
+
+
 def test_what_was_encoded_before_a_crash_is_kept(workshop: Any, folder: Path) -> None:
     plain = workshop.encoders.latents
 
@@ -336,10 +349,18 @@ def test_without_an_encoder_a_full_cache_is_enough(workshop: Any, folder: Path) 
         workshop.prepare(workshop.config(folder, resolution=96))
 
 
-def test_a_warm_up_share_needs_the_length_of_the_run(workshop: Any, folder: Path) -> None:
+def test_what_no_encoder_is_named_for_is_not_cached(workshop: Any, folder: Path) -> None:
+    """Training the autoencoder, for one, wants pixels and no text."""
+    workshop.encoders.as_encoders = lambda: Encoders(None, "", None, "")
+    data = workshop.prepare(workshop.config(folder, captions={"shuffle": True}, color_jitter=0.1))
+    batch = data.load(data.batches(0)[0], step=0)
+    assert batch.pixels is not None
+    assert (batch.latents, batch.text, data.cache_summary) == (None, None, ())
+
+
+def test_a_warm_up_share_is_one_of_the_length_of_the_run(workshop: Any, folder: Path) -> None:
     data = workshop.prepare(workshop.config(folder, captions={"warmup_steps": 0.5}), cache={"text": "off"})
     spec = data.batches(0)[0]
-    with pytest.raises(ValueError):
-        data.load(spec, step=0)
+    assert "picture" in data.load(spec, step=0).captions[0], "without it all tags are used"
     assert data.load(spec, step=0, total_steps=10).captions[0] == "tag"
     assert "picture" in data.load(spec, step=5, total_steps=10).captions[0]

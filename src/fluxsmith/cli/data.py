@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fluxsmith.config.dataset import DatasetConfig
 from fluxsmith.config.load import load_config
-from fluxsmith.errors import FluxsmithError, ModelFileError
+from fluxsmith.errors import ModelFileError
 from fluxsmith.io.durable import Disk
 
 if TYPE_CHECKING:
@@ -38,12 +38,7 @@ def scan_data(
     html: Annotated[Path | None, typer.Option(help="Also write a page that shows every picture and its crop.")] = None,
 ) -> None:
     """Check every picture and caption: buckets, crops, lengths, and each problem with its cure. Exit code 3 if a run would not start."""
-    try:
-        is_startable = _scan(source, resolution or [], recursive=recursive, as_json=as_json, html=html)
-    except FluxsmithError as error:
-        for line in error.lines():
-            typer.echo(line, err=True)
-        raise typer.Exit(error.exit_code) from error
+    is_startable = _scan(source, resolution or [], recursive=recursive, as_json=as_json, html=html)
     if not is_startable:
         raise typer.Exit(CANNOT_START)
 

@@ -35,8 +35,8 @@ def epoch_batches(members: Sequence[Member], *, seed: int, epoch: int) -> list[B
     """All micro-batches of an epoch, in training order.
 
     Training pictures are used `repeats` times. Regularisation pictures together are used as often as all training pictures
-    together: they stand in one fixed order (each `repeats` times), which the epochs go through in turn, so that over the run
-    every one gets its share. `Use.index` is `epoch * uses_per_epoch + place in the epoch`.
+    together, taking turns over the epochs (`repeats` weighs them against each other). Every epoch has the same number of batches.
+    `Use.index` is `epoch * uses_per_epoch + place in the epoch`.
     """
     chosen = {member.dataset: list(member.records) * member.repeats for member in members if not member.regularisation}
     chosen |= _regularisation(members, sum(map(len, chosen.values())), seed=seed, epoch=epoch)
@@ -56,16 +56,32 @@ def epoch_batches(members: Sequence[Member], *, seed: int, epoch: int) -> list[B
 
 
 def _regularisation(members: Sequence[Member], wanted: int, *, seed: int, epoch: int) -> dict[int, list[int]]:
-    """The `wanted` regularisation uses of an epoch, by dataset."""
-    ring = [(member.dataset, record) for member in members if member.regularisation for record in member.records * member.repeats]
+    """The `wanted` regularisation uses of an epoch, by dataset.
+
+    Each bucket gives a fixed number in proportion to its size, so that every epoch has the same number of batches (the place of a
+    step in the data is computed from it); within a bucket the epochs go on where the last one stopped.
+    """
+    groups: dict[tuple[int, Size], list[int]] = {}
+    for member in members:
+        if member.regularisation:
+            for record, bucket in zip(member.records, member.buckets, strict=True):
+                groups.setdefault((member.dataset, bucket), []).extend([record] * member.repeats)
     chosen: dict[int, list[int]] = {}
-    if not ring:
-        return chosen
-    order = permutation(len(ring), seed, "order", "regularisation")
-    for place in range(epoch * wanted, (epoch + 1) * wanted):
-        dataset, record = ring[order[place % len(ring)]]
-        chosen.setdefault(dataset, []).append(record)
+    for (key, ring), count in zip(groups.items(), _shares([len(ring) for ring in groups.values()], wanted), strict=True):
+        dataset, bucket = key
+        order = permutation(len(ring), seed, "order", "regularisation", dataset, bucket.width, bucket.height)
+        chosen.setdefault(dataset, []).extend(ring[order[place % len(ring)]] for place in range(epoch * count, (epoch + 1) * count))
     return chosen
+
+
+def _shares(sizes: Sequence[int], wanted: int) -> list[int]:
+    """`wanted` divided in proportion to `sizes`, whole numbers that add up to it: largest remainders are rounded up."""
+    total = sum(sizes)
+    shares = [wanted * size // total for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda place: (-(wanted * sizes[place] % total), place))
+    for place in by_remainder[: wanted - sum(shares) if sizes else 0]:
+        shares[place] += 1
+    return shares
 
 
 def _numbered(batches: Sequence[tuple[int, Size, list[int]]], epoch: int, first: int) -> list[BatchSpec]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,12 +59,14 @@ def prepare(
         datasets: one `Config` of a source each.
         cache: where encoded things are kept; the folder is `cache.dir`, or `cache/` in `run_dir`.
         seed: of the run; keys every draw.
-        encoders: called only for what is not cached, so they may load their models on the first call.
+        encoders: called only for what is not cached, so they may load their models on the first call; None with an empty digest
+            means that this is not wanted at all, None with a digest that the cache must be complete.
         bus: told about progress and warnings.
         run_dir: the run folder.
 
     Raises ConfigError for options that exclude each other, DataError (with all problems) when the data cannot be used.
     """
+    cache = _wanted_caches(cache, encoders)
     _check_options(datasets, cache)
     folder = cache.dir or run_dir / "cache"
     index = PictureIndex(folder / "index.json" if "disk" in (cache.latents, cache.text) else None)
@@ -76,9 +78,21 @@ def prepare(
     report.raise_if_unusable()
     stores = Stores(_store(cache.latents, folder / "latents", index, cache, bus), _store(cache.text, folder / "text", index, cache, bus))
     data = PreparedData(sets, report, stores=stores, encoders=encoders, seed=seed, bus=bus)
-    tallies = data.fill(cache.batch_size)
-    index.save()
+    try:
+        tallies = data.fill(cache.batch_size)
+    finally:
+        index.save()  # a crash while encoding does not cost the scan
     return data.without(tallies)
+
+
+def _wanted_caches(cache: CacheConfig, encoders: Encoders) -> CacheConfig:
+    """What has neither an encoder nor the digest of one is not wanted, so its cache is off."""
+    unwanted: dict[str, Any] = {}
+    if encoders.latents is None and not encoders.latents_digest:
+        unwanted["latents"] = "off"
+    if encoders.text is None and not encoders.text_digest:
+        unwanted["text"] = "off"
+    return cache.model_copy(update=unwanted)
 
 
 def _check_options(datasets: Sequence[DatasetConfig], cache: CacheConfig) -> None:
@@ -275,7 +289,7 @@ class PreparedData:
         Args:
             spec: one of `batches` or `validation_batches`.
             step: optimizer step, counted from 0 (tag warm-up).
-            total_steps: length of the run; needed when `captions.warmup_steps` is a share.
+            total_steps: length of the run; without it a tag warm-up given as a share counts as over.
 
         A picture that went bad since the scan is left out with one warning; raises DataError when none is left, and StorageError
         when the data folder itself has gone for more than half a minute.
@@ -308,8 +322,6 @@ class PreparedData:
         if epoch == VALIDATION_EPOCH:
             return steady(item.caption, captions)
         step, total = steps
-        if 0 < captions.warmup_steps < 1 and total is None:
-            raise ValueError("captions.warmup_steps is a share of the run: load needs total_steps")
         rng = python_random(self._seed, "caption", use.index)
         return render(item.caption, captions, rng=rng, epoch=epoch, step=step, total_steps=total or 0)
 

@@ -23,7 +23,7 @@ VALID, NEW, CHANGED_PICTURE, CHANGED_CAPTION, OTHER = (
     "new",
     "stale (picture changed)",
     "stale (caption changed)",
-    "made with other settings",
+    "not yet made with these settings",
 )
 
 
