@@ -161,7 +161,10 @@ PICTURES = [
         "smaller than a step", "x.png", file_of("x.png", lambda: png(9, 9, (b"\0" + b"abc" * 9) * 9)), "skipped",
         ("9 x 9", "buckets.upscale = true"), {"buckets": {"step": 16, "upscale": False}},
     ),
-    Item("more than max_pixels", "x.png", file_of("x.png", lambda: encoded("PNG")), "skipped", ("64 x 48", "max_pixels"), {"max_pixels": 3000}),
+    Item(
+        "more than max_pixels", "x.png", file_of("x.png", lambda: encoded("PNG")), "skipped",
+        ("64 x 48", "max_pixels"), {"max_pixels": 3000},
+    ),
 ]  # fmt: skip
 
 # captions --------------------------------------------------------------------------------------------------------------
