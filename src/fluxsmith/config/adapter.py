@@ -20,7 +20,8 @@ class AdapterConfig(PluginConfig):
     alpha: PositiveFloat | None = None
     """Strength is alpha / rank; by default alpha = rank."""
     targets: str | tuple[str, ...] = "all"
-    """Layers of the transformer: `all` (every linear layer of the blocks), `blocks` (without modulation), `attention`, `mlp`, `inputs`, SimpleTuner's sets (`simpletuner:all`, `all+ffs`, `context`, `context+ffs`, `mmdit`, `ai-toolkit`, `tiny`, `nano`), or patterns."""
+    """Layers of the transformer: `all` (every linear layer of the blocks), `blocks` (without modulation), `attention`, `mlp`, `inputs`,
+    SimpleTuner's sets (`simpletuner:all`, `all+ffs`, `context`, `context+ffs`, `mmdit`, `ai-toolkit`, `tiny`, `nano`), or patterns."""
     exclude: tuple[str, ...] = ()
     """Patterns of layers that are left alone."""
     double_blocks: str = Field("all", pattern=BLOCK_LIST)

@@ -5,7 +5,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -28,7 +27,7 @@ class HasInfos(Protocol):
     """An open weights file."""
 
     infos: dict[str, TensorInfo]
-    paths: Sequence[Path]
+    paths: tuple[Path, ...]
 
 
 def identify(source: str | os.PathLike[str] | Header | HasInfos) -> Identity:

@@ -1,0 +1,198 @@
+"""The contract of an adapter (seam 5), and the set of adapters that is attached to the layers of the loaded models.
+
+`adapters = AdapterSet(bases, adapters_by_path); adapters.attach()`; then every forward of the models includes them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fluxsmith.adapters.formats.state import AdapterState, LayerState
+from fluxsmith.adapters.targets import Layer, clip_layers, t5_layers
+from fluxsmith.errors import ModelFileError, NumericError
+from fluxsmith.models.linear import Linear
+
+CLIP_ROOT = "text_model."
+
+
+class LrGroup(NamedTuple):
+    """Trained tensors with one rate: `lr` None is the run's rate, `lr_factor` multiplies it. Names are stable."""
+
+    name: str
+    params: tuple[nn.Parameter, ...]
+    lr: float | None = None
+    lr_factor: float = 1.0
+
+
+class Adapter(nn.Module):
+    """What sits in a Linear's slot. A method overrides `forward`, `delta`, `tensors` and `load`."""
+
+    strength: Tensor  # 0-dim, so that changing it compiles nothing anew
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("strength", torch.ones(()), persistent=False)
+        self.is_enabled = True
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Layer input x (..., in) and output so far y (..., out) -> y with the adapter."""
+        raise NotImplementedError
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """What merging adds to `weight` (out, in), float32, at the current strength."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """Trained tensors by short names that never change (`down`, `up`, `q.down`)."""
+        raise NotImplementedError
+
+    def state(self, values: Mapping[str, Tensor]) -> LayerState:
+        """What goes into a file, with `values` (by the names of `tensors`) in place of the parameters."""
+        raise NotImplementedError
+
+    def load(self, state: LayerState) -> None:
+        """Take the factors of a file. Raises ModelFileError if they do not fit."""
+        raise NotImplementedError
+
+
+class AdapterSet:
+    """Adapters by layer path, on their base layers. `params` and `groups` are what a trainer needs."""
+
+    def __init__(self, bases: Mapping[str, Linear], adapters: Mapping[str, Adapter], *, name: str = "adapter") -> None:
+        """`name` is the slot; several sets with different names add up in the order of attaching."""
+        self.name = name
+        self.adapters = dict(adapters)
+        self.bases = {path: bases[path] for path in adapters}
+        self.params: dict[str, nn.Parameter] = {
+            f"{path}.{short}": param for path, adapter in self.adapters.items() for short, param in adapter.tensors().items()
+        }
+        self.groups: tuple[LrGroup, ...] = ()
+
+    @property
+    def modules(self) -> tuple[Adapter, ...]:
+        """The adapters, for train and eval mode."""
+        return tuple(self.adapters.values())
+
+    def attach(self) -> None:
+        """Put every adapter into its layer's slot. Raises ValueError if the slot's name is taken."""
+        for path, adapter in self.adapters.items():
+            slot = self.bases[path].adapters
+            if self.name in slot:
+                raise ValueError(f"{path} already has an adapter called {self.name}")
+            slot[self.name] = adapter
+
+    def detach(self) -> None:
+        """Take the adapters out again; the models are as before."""
+        for path in self.adapters:
+            if self.name in self.bases[path].adapters:
+                del self.bases[path].adapters[self.name]
+
+    def scale(self, strength: float) -> None:
+        """Multiply what the adapters do; 1 is as trained, 0 is the base."""
+        for adapter in self.modules:
+            adapter.strength.fill_(strength)
+
+    def enable(self, on: bool = True) -> None:
+        """Switch the adapters off or on without detaching them."""
+        for adapter in self.modules:
+            adapter.is_enabled = on
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base models alone, for a while."""
+        before = [adapter.is_enabled for adapter in self.modules]
+        self.enable(False)
+        try:
+            yield
+        finally:
+            for adapter, was in zip(self.modules, before, strict=True):
+                adapter.is_enabled = was
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the adapters to the base weights (computed in float32) and detach them. Raises ValueError on a quantised layer."""
+        for path, adapter in self.adapters.items():
+            weight = self.bases[path].weight
+            if not weight.is_floating_point() or weight.dtype.itemsize == 1:
+                raise ValueError(f"{path} is quantised: merge into the full weights instead")
+            weight.copy_((weight.float() + adapter.delta(weight.float())).to(weight.dtype))
+        self.detach()
+
+    def state(self, values: Mapping[str, Tensor] | None = None) -> AdapterState:
+        """The content of a weights file; `values` (named as `params`) replace the parameters, for an average of them.
+
+        Raises NumericError if a tensor is not finite: such a file is never written.
+        """
+        values = values or self.params
+        bad = [name for name, tensor in values.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise NumericError(f"{len(bad)} tensors of the adapter are not finite, e.g. {bad[0]}", fix="lower the learning rate")
+        layers = {}
+        for path, adapter in self.adapters.items():
+            own = {short: values[f"{path}.{short}"].detach() for short in adapter.tensors()}
+            layers[path] = adapter.state(own)
+        return AdapterState(layers)
+
+    def load(self, state: AdapterState) -> None:
+        """Take a file's factors; layers that the file lacks keep theirs. Raises ModelFileError for layers that are not adapted."""
+        unknown = [path for path in state.layers if path not in self.adapters]
+        if unknown:
+            raise unknown_layers(unknown, "the adapter's targets leave them out: widen adapter.targets")
+        for path, layer in state.layers.items():
+            self.adapters[path].load(layer)
+
+    def group_by(self, key: Callable[[str, str], tuple[str, float | None, float]]) -> None:
+        """Make learning-rate groups: `key(path, short)` gives a group's name, rate and factor."""
+        members: dict[tuple[str, float | None, float], list[nn.Parameter]] = {}
+        for path, adapter in self.adapters.items():
+            for short, param in adapter.tensors().items():
+                members.setdefault(key(path, short), []).append(param)
+        self.groups = tuple(LrGroup(name, tuple(params), lr, factor) for (name, lr, factor), params in members.items())
+
+
+def linear_layers(models: Mapping[str, nn.Module]) -> dict[str, Linear]:
+    """Layer path -> Linear for every adaptable layer of the loaded models (`dit`, `clip_l`, `t5xxl`).
+
+    The transformer's paths are its own names; those of text encoders come from a fixed table of file names, because their
+    names in memory depend on the version of transformers.
+    """
+    found: dict[str, Linear] = {}
+    if "dit" in models:
+        named = models["dit"].named_modules()
+        found |= {f"dit.{name}": module for name, module in named if isinstance(module, Linear) and ".adapters." not in name}
+    for role, table in (("clip_l", clip_layers), ("t5xxl", t5_layers)):
+        if role in models:
+            memory = {name: module for name, module in models[role].named_modules() if isinstance(module, Linear)}
+            for path in table(_depth(memory)):
+                found[path] = _text_layer(memory, path)
+    return found
+
+
+def _depth(memory: Mapping[str, Linear]) -> int:
+    """Number of transformer layers: one more than the highest number after `layers.` or `block.`."""
+    numbers = [
+        int(tail.split(".", 1)[0]) for name in memory for marker in ("layers.", "encoder.block.") if (tail := name.partition(marker)[2])
+    ]
+    return max(numbers, default=-1) + 1
+
+
+def _text_layer(memory: Mapping[str, Linear], path: str) -> Linear:
+    bare = path.split(".", 1)[1].removeprefix(CLIP_ROOT)
+    for name in (f"model.{bare}", f"model.{CLIP_ROOT}{bare}", bare, f"{CLIP_ROOT}{bare}"):
+        if name in memory:
+            return memory[name]
+    raise ModelFileError(f"the text encoder has no layer {path}")
+
+
+def layers_of(bases: Mapping[str, Linear]) -> list[Layer]:
+    """The same layers with their sizes, for `targets.select`."""
+    return [Layer(path, base.in_features, base.out_features) for path, base in bases.items()]
+
+
+def unknown_layers(paths: list[str], why: str) -> ModelFileError:
+    """The error for layers of a file that have no place."""
+    shown = ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+    return ModelFileError(f"the adapter file has layers that have no place: {shown}", why=why)
