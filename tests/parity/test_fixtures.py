@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fluxsmith.adapters.lora import Lora, LoraPart
 from fluxsmith.config.schema import NoiseConfig
 from fluxsmith.data.types import Batch
 from fluxsmith.generate.samplers import euler
 from fluxsmith.generate.schedule import sigmas
-from fluxsmith.models.assembly import Models, TextStates, velocity
+from fluxsmith.models.assembly import Level, Models, TextStates, velocity
 from fluxsmith.models.autoencoder import AutoEncoder
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.load import load_ae, load_dit
@@ -265,7 +266,7 @@ def check_sampler(f: Fixture) -> None:
         levels = sigmas(run["steps"], tokens=run["image_seq_len"], shift="flux" if run["shift"] else "none")
         f.close(levels.double(), f"sigmas/{name}", "sigmas")
         guidance = torch.full((b,), run["guidance"])
-        final = euler(lambda x, s, g=guidance: velocity(dit, x, text, t=torch.full((b,), s), guidance=g), noise, levels)
+        final = euler(lambda x, s, g=guidance: velocity(dit, x, text, Level(torch.full((b,), s), g)), noise, levels)
         f.close(final, f"latents/{name}", "latents")
 
 
@@ -302,8 +303,6 @@ def kohya_names(dit: FluxDiT) -> dict[str, str]:
 
 def check_train_step(f: Fixture) -> None:
     """Losses, every gradient and one AdamW step of a LoRA in our own Linear slot and our own objective."""
-    from fluxsmith.adapters.lora import Lora
-
     dit, init = f.dit(), load_file(f.folder / "lora_init.safetensors")
     rank, alpha = f.meta["lora_rank"], f.meta["lora_alpha"]
     params: dict[str, torch.nn.Parameter] = {}
@@ -311,12 +310,11 @@ def check_train_step(f: Fixture) -> None:
         if f"{name}.lora_down.weight" not in init:
             continue
         linear = dit.get_submodule(path)
-        adapter = Lora(linear, rank=rank, alpha=alpha)
-        with torch.no_grad():
-            adapter.down.copy_(init[f"{name}.lora_down.weight"])
-            adapter.up.copy_(init[f"{name}.lora_up.weight"])
-        linear.adapters["lora"] = adapter
-        params[f"{name}.lora_down.weight"], params[f"{name}.lora_up.weight"] = adapter.down, adapter.up
+        factors = (init[f"{name}.lora_down.weight"].clone(), init[f"{name}.lora_up.weight"].clone())
+        part = LoraPart("", (0, linear.out_features), *factors, alpha)
+        assert part.down.shape[0] == rank
+        linear.adapters["lora"] = Lora([part], linear.out_features)
+        params[f"{name}.lora_down.weight"], params[f"{name}.lora_up.weight"] = part.down, part.up
     optimizer = torch.optim.AdamW(params.values(), **{k: v for k, v in f.meta["optimizer"].items() if k != "name"})
     for step in (1, 2, 3):
         optimizer.zero_grad()

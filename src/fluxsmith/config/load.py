@@ -10,14 +10,15 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from fluxsmith.config import choice, positions
 from fluxsmith.config.problems import problems_from
 from fluxsmith.config.rules import findings
 from fluxsmith.config.schema import RunConfig, as_plain
+from fluxsmith.config.section import PluginConfig
 from fluxsmith.config.sections import KeyPath, child, dotted
 from fluxsmith.errors import ConfigError, Problem
 
@@ -87,6 +88,21 @@ def load_config(
         raise _refusal(read.name, problems)
     origins = {dotted(path): origin(path) for path in values(as_plain(config))}
     return LoadedConfig(config, origins, read.name, notes)
+
+
+def load_model(source: str | Path | Mapping[str, Any]) -> PluginConfig:
+    """Only the `model` section, of a run file (whose other sections are not looked at) or of `{"model": {...}}`.
+
+    Raises one ConfigError that holds every problem.
+    """
+    read = _read(source)
+    tree = {"model": read.tree.get("model", {})}
+    try:
+        section = TypeAdapter(Annotated[PluginConfig, choice.Choice(FAMILIES)])
+        return section.validate_python(tree["model"])
+    except ValidationError as error:
+        located = [{**one, "loc": ("model", *one["loc"])} for one in error.errors()]
+        raise _refusal(read.name, problems_from(located, tree, read.place)) from None
 
 
 def _refusal(name: str, problems: list[Problem]) -> ConfigError:

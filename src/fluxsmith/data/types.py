@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fluxsmith.models.assembly import TextStates
-
+from fluxsmith.models.text_states import TextStates
 
 __all__ = ["Batch", "BatchSpec", "Encoders", "Record", "Size", "TextStates", "Use"]
 

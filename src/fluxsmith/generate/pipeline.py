@@ -6,12 +6,15 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from fluxsmith.adapters.base import AdapterSet
+from fluxsmith.adapters.lora import load_adapter
 from fluxsmith.config.choice import realise
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.errors import ConfigError
@@ -19,7 +22,8 @@ from fluxsmith.generate.guidance import guided
 from fluxsmith.generate.request import Picture, Request
 from fluxsmith.generate.samplers import SAMPLERS, Callback, Velocity
 from fluxsmith.generate.schedule import sigmas
-from fluxsmith.models.assembly import Models, TextStates, velocity
+from fluxsmith.io.sources import resolve
+from fluxsmith.models.assembly import Level, Models, TextStates, velocity
 from fluxsmith.models.files import locate
 from fluxsmith.models.loading import LazyModels
 from fluxsmith.models.packing import token_count
@@ -35,6 +39,7 @@ class Pipeline:
         self.models = models
         self.defaults = defaults
         self.encode = encode or (lambda prompt: models.encode_text([prompt]))
+        self.loras: list[AdapterSet] = []
 
     @classmethod
     def load(cls, model: PluginConfig, *, device: str = "auto", dtype: torch.dtype | None = None) -> "Pipeline":
@@ -44,6 +49,16 @@ class Pipeline:
         lazy = LazyModels(locate(model), model, place, base_dtype=dtype)
         lazy.files.check(("dit", "clip_l", "t5xxl", "ae"))
         return cls(lazy.get(("dit", "clip_l", "t5xxl", "ae")), realise(model).sampling_defaults())
+
+    def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
+        """Add a LoRA of any readable format at a weight; several add up. Raises ModelFileError if it does not fit this model."""
+        name = f"lora{len(self.loras)}"
+        self.loras.append(load_adapter(resolve(path, "lora"), self.models.loaded(), strength=weight, name=name))
+
+    def clear_loras(self) -> None:
+        """Take all LoRAs out again; the model is as it was loaded."""
+        while self.loras:
+            self.loras.pop().detach()
 
     @torch.no_grad()
     def generate(self, request: Request, callback: Callback | None = None) -> Picture:
@@ -92,7 +107,7 @@ class Pipeline:
 
         def call(x: Tensor, sigma: float) -> Tensor:
             t = torch.full((x.shape[0],), sigma, device=device)
-            return velocity(dit, x, text, t=t, guidance=guidance, mask_text=self.models.mask_text).float()
+            return velocity(dit, x, text, Level(t, guidance), mask_text=self.models.mask_text).float()
 
         return call
 

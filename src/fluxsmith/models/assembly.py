@@ -15,19 +15,17 @@ from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.packing import image_ids, pack, text_ids, unpack
 from fluxsmith.models.stream import BlockHook, Tokens
 from fluxsmith.models.text_encoders import ClipText, T5Text, TokenIds, Tokenizers
+from fluxsmith.models.text_states import TextStates
 from fluxsmith.models.tiny_autoencoder import TinyAutoEncoder
 
+__all__ = ["Level", "Models", "TextStates", "encode_ids", "joint_mask", "velocity"]
 
-class TextStates(NamedTuple):
-    """Encoded prompts: T5 rows, CLIP's pooled vector, and which T5 rows are real tokens."""
 
-    txt: Tensor  # (B, T, D_txt)
-    pooled: Tensor  # (B, D_pooled)
-    mask: Tensor  # (B, T) bool, True on real tokens
+class Level(NamedTuple):
+    """Where in the flow a batch is, and how strongly the embedded guidance pulls."""
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "TextStates":
-        """Moved, and cast where floating."""
-        return TextStates(self.txt.to(device, dtype), self.pooled.to(device, dtype), self.mask.to(device))
+    t: Tensor  # (B,) noise level in [0, 1]
+    guidance: Tensor | None = None  # (B,); ignored by models without the embedder
 
 
 @dataclass
@@ -74,13 +72,12 @@ def velocity(
     dit: FluxDiT,
     latents: Tensor,
     text: TextStates,
+    level: Level,
     *,
-    t: Tensor,
-    guidance: Tensor | None,
     mask_text: bool = False,
     hooks: Sequence[BlockHook] = (),
 ) -> Tensor:
-    """Predicted noise - clean for latents (B, 16, h, w) at noise level t (B,), in the latents' shape."""
+    """Predicted noise - clean for latents (B, 16, h, w) at a noise level, in the latents' shape."""
     b, _, height, width = latents.shape
     device = latents.device
     img = pack(latents)
@@ -90,8 +87,8 @@ def velocity(
         txt=text.txt,
         txt_ids=text_ids(b, text.txt.shape[1], device=device),
         y=text.pooled,
-        t=t,
-        guidance=guidance if dit.params.guidance_embed else None,
+        t=level.t,
+        guidance=level.guidance if dit.params.guidance_embed else None,
         mask=joint_mask(text.mask, img.shape[1]) if mask_text else None,
     )
     return unpack(dit(tokens, hooks), height, width)

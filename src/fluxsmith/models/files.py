@@ -2,59 +2,79 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fluxsmith.config.section import PluginConfig
-from fluxsmith.errors import ModelFileError
+from fluxsmith.errors import FluxsmithError, ModelFileError, Problem
 from fluxsmith.io.header import read_header
+from fluxsmith.io.identify import identify, require_role
 from fluxsmith.io.shards import shard_paths
+from fluxsmith.io.sources import find_tokenizer, resolve
 from fluxsmith.models.family.flux1 import PRESETS
 
 KEYS = {"dit": "path", "clip_l": "clip_l", "t5xxl": "t5xxl", "ae": "ae"}  # role -> key of the model section
 SAMPLES, SAMPLE_BYTES = 16, 65_536  # a fingerprint reads this much of a file beside its header
+FORM = "fluxsmith.model"  # metadata entry that describes a model's form
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Paths by role, and tokenizer folders; a role that is not configured is absent."""
+    """What the config says about each role; files are looked for when they are first asked for."""
 
-    paths: dict[str, Path]
+    given: dict[str, str]
     tokenizers: dict[str, str]
+    found: dict[str, Path] = field(default_factory=dict)
 
     def path(self, role: str) -> Path:
-        """The file of a role; raises ModelFileError that names the key to set."""
-        if role not in self.paths:
-            raise ModelFileError(f"no file is configured for the {role}", fix=f"set model.{KEYS[role]}")
-        return self.paths[role]
+        """The file of a role. Raises ModelFileError that names the key to set, or where it was looked for."""
+        if role not in self.found:
+            self.found[role] = self._find(role)
+        return self.found[role]
+
+    def _find(self, role: str) -> Path:
+        if self.given[role]:
+            return resolve(self.given[role], role)
+        whole = self.given["dit"]
+        if whole and role != "dit":  # a folder, a hub id or an all-in-one file may hold the other parts too
+            path = resolve(whole, "dit")
+            if path.is_file() and role in identify(path).roles():
+                return path
+            if not Path(whole).expanduser().is_file():
+                return resolve(whole, role)
+        raise ModelFileError(f"no file is configured for the {role}", fix=f"set model.{KEYS[role]}")
 
     def check(self, roles: Iterable[str]) -> None:
-        """Every role's file is there, readable, and what the role needs."""
+        """Every role's file is there, readable, and what the role needs; all findings in one ModelFileError."""
+        problems: list[Problem] = []
         for role in roles:
-            for path in shard_paths(self.path(role)):
-                read_header(path)
+            try:
+                require_role(self.path(role), role)
+            except FluxsmithError as error:
+                problems += error.problems
+        if problems:
+            raise ModelFileError(str(problems[0]), problems=tuple(problems))
+
+    def tokenizer(self, role: str) -> Path:
+        """The folder of an encoder's tokenizer."""
+        return find_tokenizer(role, self.path(role), self.tokenizers[role])
 
     def digests(self, roles: Iterable[str]) -> dict[str, str]:
-        """Role -> fingerprint, for the roles that are configured."""
-        return {role: fingerprint(self.paths[role]) for role in sorted(roles) if role in self.paths}
+        """Role -> fingerprint."""
+        return {role: fingerprint(self.path(role)) for role in sorted(roles)}
 
     def metadata(self, role: str) -> dict[str, str]:
         """The file's own metadata entries that describe the model's form."""
         metadata = read_header(shard_paths(self.path(role))[0]).metadata
-        return {key: value for key, value in metadata.items() if key == "fluxsmith.model"}
+        return {key: value for key, value in metadata.items() if key == FORM}
 
 
 def locate(model: PluginConfig) -> ModelFiles:
-    """Find the files that a `model` section names."""
+    """The files that a `model` section names; the bundled model's where its preset says so."""
     values = model.model_dump()
-    paths = {role: Path(values[key]).expanduser() for role, key in KEYS.items() if values.get(key)}
-    bundle = PRESETS.get(values.get("preset", ""), {}).get("files")
-    if bundle:
-        folder = Path(__file__).parent.parent / "bundle" / str(bundle).removeprefix("bundle:")
-        for role in KEYS:
-            paths.setdefault(role, folder / f"{role}.safetensors")
-    tokenizers = {"clip_l": values.get("tokenizer", ""), "t5xxl": values.get("tokenizer_2", "")}
-    return ModelFiles(paths, tokenizers)
+    bundle = str(PRESETS.get(values.get("preset", ""), {}).get("files", ""))
+    given = {role: str(values.get(key) or bundle) for role, key in KEYS.items()}
+    return ModelFiles(given, {"clip_l": values.get("tokenizer", ""), "t5xxl": values.get("tokenizer_2", "")})
 
 
 def fingerprint(path: Path) -> str:

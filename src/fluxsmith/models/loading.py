@@ -13,7 +13,6 @@ from fluxsmith.models.family.flux1 import PRESETS
 from fluxsmith.models.files import ModelFiles
 from fluxsmith.models.load import load_ae, load_clip_l, load_dit, load_t5xxl
 from fluxsmith.models.text_encoders import Tokenizers, load_tokenizer
-from fluxsmith.models.tokenizer_files import tokenizer_folder
 
 TEXT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -68,8 +67,7 @@ class LazyModels:
     def tokenizers(self) -> Tokenizers:
         """Both tokenizers, loaded once."""
         if self.models.tokenizers is None:
-            folders = {role: tokenizer_folder(role, self.files) for role in ("clip_l", "t5xxl")}
-            clip, t5 = load_tokenizer(folders["clip_l"]), load_tokenizer(folders["t5xxl"])
+            clip, t5 = load_tokenizer(self.files.tokenizer("clip_l")), load_tokenizer(self.files.tokenizer("t5xxl"))
             self.models.tokenizers = Tokenizers(clip, t5, clip_length=77, t5_length=self.t5_length)
         return self.models.tokenizers
 

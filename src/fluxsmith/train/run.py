@@ -1,6 +1,5 @@
 """One training run from a config to its folder: lock, sinks, build, train, report. `train(config)` is the public call."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +45,6 @@ def train(
 
 def _reported(config: RunConfig, world: World, bus: Bus, disk: Disk, allow_change: Sequence[str]) -> Path:
     """Train; whatever happens is an event, and the report is written."""
-    begun = time.monotonic()
     try:
         return Trainer(build(config, world, bus), bus, disk).run(allow_change)
     except StopRequested:
@@ -59,7 +57,7 @@ def _reported(config: RunConfig, world: World, bus: Bus, disk: Disk, allow_chang
         bus.send(RunFailed(0, error.kind, "; ".join(error.lines()), error.exit_code))
         raise
     finally:
-        write_report(config.run.dir, disk, seconds=time.monotonic() - begun)
+        write_report(config.run.dir, disk)
 
 
 def out_of_memory(config: RunConfig, error: Exception) -> OutOfMemoryError:

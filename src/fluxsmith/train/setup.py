@@ -4,6 +4,7 @@ Order matters for memory: text encoders and autoencoder fill the caches and the 
 then is the transformer loaded.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from fluxsmith.models.loading import LazyModels
 from fluxsmith.train.distributed import World
 from fluxsmith.train.ema import Ema
 from fluxsmith.train.plan import BatchPlan
-from fluxsmith.train.trained import DTYPES, Trained, train_components
+from fluxsmith.train.trained import DTYPES, Trained, train_adapter, train_components
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Parts:
     total_steps: int
     prompts: dict[str, TextStates] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    started_at: float = field(default_factory=time.time)  # Unix time, for metadata only
 
 
 def build(config: RunConfig, world: World, bus: Bus) -> Parts:
@@ -66,7 +68,9 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
         objective.start(models)
     weights_dtype = DTYPES[config.train.weights_dtype]
     trained = (
-        train_components(models, trained_roles, weights_dtype)
+        train_adapter(models, config.adapter, seed=config.train.seed, dtype=weights_dtype)
+        if config.adapter is not None
+        else train_components(models, trained_roles, weights_dtype)
     )
     optimizer = realise(config.optim).build(trained.groups)
     if models.dit is not None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from fluxsmith.adapters.base import AdapterSet
+from fluxsmith.config.choice import realise
+from fluxsmith.config.section import PluginConfig
 from fluxsmith.models.assembly import Models
 from fluxsmith.models.text_encoders import CLIP_ROOT, ClipText
 from fluxsmith.optim.groups import Group
@@ -23,6 +26,7 @@ class Trained:
     params: Mapping[str, nn.Parameter]
     groups: tuple[Group, ...]
     modules: tuple[nn.Module, ...] = field(default=(), repr=False)
+    adapters: AdapterSet | None = field(default=None, repr=False)
 
     def train_mode(self, on: bool) -> None:
         """Dropout of what is trained on or off; the frozen base always stays in eval mode."""
@@ -55,3 +59,10 @@ def train_components(models: Models, roles: tuple[str, ...], dtype: torch.dtype)
         params.update(named)
         groups.append(Group(role, tuple(named.values())))
     return Trained(params, tuple(groups), tuple(models.part(role) for role in roles))
+
+
+def train_adapter(models: Models, config: PluginConfig, *, seed: int, dtype: torch.dtype) -> Trained:
+    """Train an adapter beside the frozen parts; raises ConfigError for targets that hit nothing."""
+    adapters: AdapterSet = realise(config).build(models.loaded(), seed=seed, dtype=dtype)
+    groups = tuple(Group(group.name, group.params, group.lr, group.lr_factor) for group in adapters.groups)
+    return Trained(adapters.params, groups, adapters.modules, adapters)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fluxsmith.config.schema import NoiseConfig
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.data.types import Batch, TextStates
-from fluxsmith.models.assembly import Models, velocity
+from fluxsmith.models.assembly import Level, Models, velocity
 from fluxsmith.train.noise import Draws, draw, loss_weight, noisy_input, prediction
 from fluxsmith.train.step import Loss, reduce_loss
 
@@ -61,7 +61,7 @@ class Flow:
         device = latents.device
         sigma, noise = draws.sigma.to(device), draws.noise.to(device)
         noisy = noisy_input(latents, noise, sigma)
-        output = velocity(models.dit, noisy, text, t=sigma, guidance=draws.guidance.to(device), mask_text=models.mask_text)
+        output = velocity(models.dit, noisy, text, Level(sigma, draws.guidance.to(device)), mask_text=models.mask_text)
         difference = prediction(self.noise, output.float(), noisy, sigma) - (noise - latents)
         return reduce_loss(
             element_loss(self.config, difference, sigma),

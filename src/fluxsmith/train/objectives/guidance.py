@@ -14,7 +14,7 @@ from fluxsmith.config.schema import NoiseConfig
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.data.types import Batch, TextStates
 from fluxsmith.errors import ConfigError
-from fluxsmith.models.assembly import Models, velocity
+from fluxsmith.models.assembly import Level, Models, velocity
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.train.noise import draw, noisy_input
 from fluxsmith.train.objectives.flow import batch_latents, batch_text
@@ -66,12 +66,12 @@ class GuidanceDistillation:
             empty = models.encode_text([""]).to(device, text.txt.dtype)
             empty = TextStates(*(part.expand_as(like) for part, like in zip(empty, text, strict=True)))
             target = self._guided(self._teacher, noisy, (text, empty), sigma, guidance)
-        output = velocity(models.dit, noisy, text, t=sigma, guidance=guidance, mask_text=models.mask_text)
+        output = velocity(models.dit, noisy, text, Level(sigma, guidance), mask_text=models.mask_text)
         return reduce_loss((output.float() - target) ** 2, sigma=sigma, weight=None, sample_weight=batch.weights.to(device))
 
     def _guided(
         self, teacher: FluxDiT, noisy: Tensor, texts: tuple[TextStates, TextStates], sigma: Tensor, guidance: Tensor
     ) -> Tensor:
         fixed = torch.full_like(sigma, self.config.teacher_guidance)
-        conditional, unconditional = (velocity(teacher, noisy, text, t=sigma, guidance=fixed).float() for text in texts)
+        conditional, unconditional = (velocity(teacher, noisy, text, Level(sigma, fixed)).float() for text in texts)
         return unconditional + guidance.view(-1, 1, 1, 1) * (conditional - unconditional)

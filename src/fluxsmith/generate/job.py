@@ -1,0 +1,76 @@
+"""Several pictures in one go: every prompt with every seed, saved as PNG with their settings inside, and as a grid."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fluxsmith.config.section import PluginConfig
+from fluxsmith.errors import ConfigError
+from fluxsmith.generate.grid import Cell, grid
+from fluxsmith.generate.pipeline import Pipeline
+from fluxsmith.generate.request import Request
+from fluxsmith.io.images import read_image, write_png
+from fluxsmith.io.metadata import png_text
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the generate command was asked for; `settings` are fields of Request."""
+
+    model: PluginConfig
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: dict[str, Any]
+    loras: tuple[tuple[str, float], ...] = ()
+    image: Path | None = None
+    device: str = "auto"
+    out: Path = Path("out.png")
+
+    def requests(self) -> list[Request]:
+        """One request a picture, rows by prompt and columns by seed."""
+        start = read_image(self.image).image if self.image else None
+        requests = [Request(prompt, seed=seed, image=start, **self.settings) for prompt in self.prompts for seed in self.seeds]
+        for request in requests:
+            request.check()
+        return requests
+
+
+def draw_all(job: Job) -> Iterator[dict[str, Any]]:
+    """Draw and save; yields one record a picture, and one for the grid where there are several."""
+    requests = job.requests()
+    several = len(requests) > 1
+    if several and job.out.suffix:
+        raise ConfigError(f"{len(requests)} pictures and one file name", where=str(job.out), fix="give a folder with --out")
+    if not several and not job.out.suffix:
+        job.out.mkdir(parents=True, exist_ok=True)
+    pipeline = Pipeline.load(job.model, device=job.device)
+    for path, weight in job.loras:
+        pipeline.load_lora(path, weight)
+    cells = []
+    for number, request in enumerate(requests):
+        picture = pipeline.generate(request)
+        path = job.out if job.out.suffix else job.out / f"{number:03d}_s{request.seed}.png"
+        record = {**picture.settings, "loras": [list(lora) for lora in job.loras], "seconds": picture.seconds, "path": str(path)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_png(path, picture.image, png_text({**picture.settings, "loras": record["loras"]}, model=model_name(job.model)))
+        cells.append(Cell(picture.image, request.prompt, f"seed {request.seed}"))
+        yield record
+    if several:
+        path = job.out / "grid.png"
+        write_png(path, grid(cells, columns=len(job.seeds)), {})
+        yield {"path": str(path), "seconds": 0.0, "seed": job.seeds[0], "grid": True}
+
+
+def model_name(model: PluginConfig) -> str:
+    """What the PNG says drew it: the file's name, or the preset."""
+    values = model.model_dump()
+    return Path(values["path"]).name if values.get("path") else str(values.get("preset", ""))
+
+
+def save_grid(path: Path, pictures: list[Image.Image], labels: list[str], *, columns: int) -> None:
+    """A labelled grid of pictures as one PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(path, grid([Cell(p, "", label) for p, label in zip(pictures, labels, strict=True)], columns=columns), {})

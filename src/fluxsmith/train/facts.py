@@ -1,0 +1,135 @@
+"""What a run says about itself in the metadata of its weights: settings, counts, captions (facts for io/metadata.py)."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from fluxsmith.config.schema import as_plain
+from fluxsmith.io.metadata import ModelSpec, TrainingFacts
+from fluxsmith.optim.schedules import span
+from fluxsmith.train.setup import Parts
+
+
+def training_facts(parts: Parts, step: int, name: str) -> TrainingFacts:
+    """The ss_* block of this step's file. The session id follows from run, data and seed, so a resumed run keeps it."""
+    config, train = parts.config, parts.config.train
+    adapter = config.adapter.model_dump() if config.adapter is not None else {}
+    optim = config.optim.model_dump(mode="json")
+    session = hashlib.sha256(f"{config.run.dir.name}|{parts.data.digest}|{train.seed}".encode()).hexdigest()
+    return TrainingFacts(
+        output_name=name,
+        session_id=str(int(session[:8], 16)),
+        started_at=parts.started_at,
+        adapter_args={key: value for key, value in adapter.items() if key not in ("type", "rank", "alpha", "init_from") and value},
+        rank=adapter.get("rank", "Dynamic"),
+        alpha=adapter.get("alpha") or adapter.get("rank", "Dynamic"),
+        dropout=adapter.get("dropout") or None,
+        learning_rate=optim.get("lr"),
+        dit_lr=adapter.get("dit_lr"),
+        text_encoder_lr=[lr for lr in (adapter.get("clip_l_lr"), adapter.get("t5xxl_lr")) if lr is not None] or None,
+        optimizer=f"{optim['type']}.{optim.get('name', optim['type'])}({_arguments(optim)})",
+        lr_scheduler=config.schedule.name,
+        lr_warmup_steps=span(config.schedule.warmup, parts.total_steps),
+        max_grad_norm=train.max_grad_norm,
+        num_train_images=parts.data.uses_per_epoch,
+        num_validation_images=sum(len(spec.uses) for spec in parts.data.validation_batches()),
+        num_batches_per_epoch=parts.plan.per_epoch,
+        num_epochs=-(-parts.total_steps * parts.plan.per_step // parts.plan.per_epoch),
+        epoch=parts.plan.epoch_of(max(0, step - 1)) + 1,
+        max_train_steps=parts.total_steps,
+        steps=step,
+        accumulation=parts.plan.per_step,
+        mixed_precision=train.precision,
+        seed=train.seed,
+        dit_file=parts.files.path("dit"),
+        ae_file=parts.files.path("ae"),
+        datasets=[_dataset(one) for one in parts.data.sets],
+        tag_frequency={one.name: _tags(one) for one in parts.data.sets},
+        dataset_dirs={one.name: {"n_repeats": one.config.repeats, "img_count": len(one.items)} for one in parts.data.sets},
+        options=_options(parts),
+    )
+
+
+def model_spec(parts: Parts, adapter: str = "lora") -> ModelSpec:
+    """The modelspec block."""
+    settings, sets = parts.config.checkpoint, parts.data.sets
+    side = sets[0].config.resolution
+    return ModelSpec(
+        title=settings.title or parts.config.run.name or parts.config.run.dir.name,
+        variant=str(parts.config.model.model_dump().get("preset", "dev")),
+        adapter=adapter,
+        resolution=side if isinstance(side, tuple) else (side, side),
+        date=parts.started_at,
+        author=settings.author,
+        license=settings.license,
+        trigger_phrase=settings.trigger_phrase,
+    )
+
+
+def _arguments(optim: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in optim.items() if key not in ("type", "name", "lr") and value not in ({}, None))
+
+
+def _options(parts: Parts) -> dict[str, Any]:
+    """ss_ values that come straight from the config."""
+    noise, train = parts.config.noise, parts.config.train
+    plain = as_plain(parts.config)
+    return {
+        "guidance_scale": plain["noise"]["guidance"],
+        "timestep_sampling": noise.sampling,
+        "sigmoid_scale": noise.sigmoid_scale,
+        "discrete_flow_shift": noise.shift,
+        "model_prediction_type": noise.prediction,
+        "weighting_scheme": noise.weighting,
+        "logit_mean": noise.logit_mean,
+        "logit_std": noise.logit_std,
+        "mode_scale": noise.mode_scale,
+        "apply_t5_attn_mask": parts.models.mask_text,
+        "gradient_checkpointing": parts.config.memory.checkpointing,
+        "cache_latents": parts.config.cache.latents != "off",
+        "full_bf16": train.weights_dtype == "bf16",
+        "full_fp16": train.weights_dtype == "fp16",
+        "loss_type": plain["objective"].get("loss", "l2"),
+        "validation_split": parts.config.validation.share,
+        "validation_seed": parts.config.validation.seed,
+    }
+
+
+def _dataset(one: Any) -> dict[str, Any]:
+    """One dataset in sd-scripts' form."""
+    config, side = one.config, one.config.resolution
+    buckets = Counter(item.placement.bucket for item in one.items)
+    return {
+        "is_dreambooth": True,
+        "batch_size_per_device": config.batch_size,
+        "num_train_images": len(one.items) * config.repeats,
+        "num_reg_images": len(one.items) if config.regularisation else 0,
+        "resolution": list(side) if isinstance(side, tuple) else [side, side],
+        "enable_bucket": config.buckets.enabled,
+        "min_bucket_reso": config.buckets.min,
+        "max_bucket_reso": config.buckets.max,
+        "tag_frequency": {one.name: _tags(one)},
+        "bucket_info": {
+            "buckets": {str(i): {"resolution": list(bucket), "count": count} for i, (bucket, count) in enumerate(sorted(buckets.items()))}
+        },
+        "subsets": [
+            {
+                "img_count": len(one.items),
+                "num_repeats": config.repeats,
+                "color_aug": config.color_jitter > 0,
+                "flip_aug": config.flip,
+                "random_crop": config.crop == "random",
+                "shuffle_caption": config.captions.shuffle,
+                "keep_tokens": config.captions.keep_tokens,
+                "image_dir": one.name,
+                "is_reg": config.regularisation,
+            }
+        ],
+    }
+
+
+def _tags(one: Any) -> dict[str, int]:
+    """Lower-cased tag -> count over the captions."""
+    tags = (tag.strip().lower() for item in one.items for tag in item.caption.split(one.config.captions.separator))
+    return dict(Counter(tag for tag in tags if tag))
