@@ -30,11 +30,10 @@ class LrGroup(NamedTuple):
 class Adapter(nn.Module):
     """What sits in a Linear's slot. A method overrides `forward`, `delta`, `tensors` and `load`."""
 
-    strength: Tensor  # 0-dim, so that changing it compiles nothing anew
-
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("strength", torch.ones(()), persistent=False)
+        # A 0-dim tensor, so that changing it compiles nothing anew; no buffer, so that a cast of the model does not round it.
+        self.strength = torch.ones((), dtype=torch.float64)
         self.is_enabled = True
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

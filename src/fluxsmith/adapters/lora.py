@@ -47,10 +47,11 @@ class Config(AdapterConfig):
             raise ValueError("rank_from_file needs init_from")
         return self
 
-    def build(self, models: Mapping[str, nn.Module], *, seed: int = 0, dtype: torch.dtype = torch.float32) -> AdapterSet:
+    def build(self, models: Mapping[str, nn.Module], *, seed: int = 0, dtype: torch.dtype | None = None) -> AdapterSet:
         """The adapters for the loaded models (`dit`, `clip_l`, `t5xxl`), attached, with learning-rate groups.
 
-        Raises ConfigError for targets that hit nothing and for a starting file that does not fit.
+        `dtype` of the factors is float32 by default. Raises ConfigError for targets that hit nothing, and for a starting file
+        that does not fit.
         """
         bases = linear_layers(models)
         start = read_adapter(self.init_from) if self.init_from is not None else None
@@ -59,7 +60,7 @@ class Config(AdapterConfig):
             if isinstance(adapter, Lora):
                 adapter.dropouts = (self.dropout, self.rank_dropout, self.module_dropout)
             for param in adapter.parameters():
-                param.data = param.data.to(dtype)
+                param.data = param.data.to(dtype or torch.float32)
             adapter.train()
         made.group_by(self._group)
         made.attach()
@@ -78,15 +79,13 @@ class Config(AdapterConfig):
 class LoraPart(nn.Module):
     """One pair of factors for output rows start..stop."""
 
-    scale: Tensor
-
     def __init__(self, name: str, rows: tuple[int, int], down: Tensor, up: Tensor, alpha: float) -> None:
         """`alpha` is in the sense of files: strength alpha / rank."""
         super().__init__()
         self.name, self.rows, self.alpha = name, rows, alpha
         self.down = nn.Parameter(down)  # (rank, in)
         self.up = nn.Parameter(up)  # (rows, rank)
-        self.register_buffer("scale", torch.tensor(alpha / down.shape[0]), persistent=False)
+        self.scale = torch.tensor(alpha / down.shape[0], dtype=torch.float64)  # no buffer: a cast of the model must not round it
 
 
 class Lora(Adapter):
@@ -138,7 +137,7 @@ class Lora(Adapter):
     def delta(self, weight: Tensor) -> Tensor:
         """As Adapter.delta."""
         whole = self.state({name: param.detach() for name, param in self.tensors().items()}).delta()
-        return whole.to(weight.device) * self.strength.to(weight.device)
+        return whole.to(weight.device) * float(self.strength)
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """As Adapter.tensors: `down`, `up`, or `q.down`, `q.up`, ..."""
