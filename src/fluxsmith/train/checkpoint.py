@@ -61,7 +61,8 @@ class StateFolder:
             if ema is not None:
                 save_weights(folder / EMA, ema.shadow, {}, disk=self.disk)
             self.disk.write_json(folder / STATE, {**state.__dict__, "optimizer": numbers})
-        self.disk.prune([path for _, path in numbered_folders(self.folder)[:-keep]])
+        whole = [path for step, path in numbered_folders(self.folder) if step <= state.step]  # later ones were passed over on resume
+        self.disk.prune(whole[:-keep])
         return final
 
     def newest(self) -> Newest:
@@ -93,7 +94,7 @@ def restore(folder: Path, params: Mapping[str, nn.Parameter], optimizer: torch.o
                 shadow.copy_(averages.tensor(name))
     numbers = json.loads((folder / STATE).read_text(encoding="utf-8"))["optimizer"]
     with open_weights(folder / OPTIMIZER) as stored:
-        tensors = {key: stored.tensor(key) for key in stored.keys()}
+        tensors = {key: stored.tensor(key) for key in stored}
     join_optimizer(params, optimizer, tensors, numbers)
 
 
@@ -103,9 +104,7 @@ def _same_names(found: set[str], expected: set[str], where: Path) -> None:
         raise ModelFileError(f"the state holds other tensors than the run: {', '.join(odd)}", where=str(where), fix="start a new run")
 
 
-def split_optimizer(
-    params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def split_optimizer(params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Optimizer state as named tensors and plain values, keyed `tensor name|state name`."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}

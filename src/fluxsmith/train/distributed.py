@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from torch import Tensor, nn
 
 
@@ -49,10 +48,10 @@ class World:
 class Distributed(World):
     """Processes started by torchrun or accelerate; gloo on CPU, nccl on cards."""
 
-    def __init__(self, state: PartialState) -> None:
-        super().__init__(state.device)
-        self.rank = state.process_index
-        self.size = state.num_processes
+    def __init__(self, device: torch.device, rank: int, size: int) -> None:
+        super().__init__(device)
+        self.rank = rank
+        self.size = size
 
     def average_gradients(self, params: Iterable[nn.Parameter]) -> None:
         """One all-reduce over all gradients laid end to end."""
@@ -67,7 +66,7 @@ class Distributed(World):
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a tensor over the processes."""
-        total = value.detach().clone()
+        total = value.detach().to(self.device, copy=True)  # nccl reduces on the card only
         dist.all_reduce(total)
         return total / self.size
 
@@ -94,5 +93,9 @@ def join_world(device: str) -> World:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not dist.is_torchelastic_launched():
         return World(torch.device(device))
+    from accelerate import PartialState  # seconds of import time that one process does not need
+
     state = PartialState(cpu=device == "cpu")
-    return Distributed(state) if state.num_processes > 1 else World(torch.device(device))
+    if state.num_processes == 1:
+        return World(torch.device(device))
+    return Distributed(state.device, state.process_index, state.num_processes)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fluxsmith.adapters.formats.files import write_adapter
+from fluxsmith.config.schema import RunConfig
 from fluxsmith.events import Bus, WeightsSaved
 from fluxsmith.io.durable import Disk
 from fluxsmith.io.metadata import modelspec, training_metadata
@@ -22,18 +23,25 @@ def export_weights(parts: Parts, step: int, disk: Disk, bus: Bus, *, final: bool
     """
     if not parts.world.is_main:
         return Path()
-    name = parts.config.run.name or parts.config.run.dir.name
-    stem = name if final else f"{name}-step{step:08d}"
-    folder = parts.config.run.dir / "weights"
-    disk.mkdir(folder)
+    path = weights_path(parts.config, step, final=final)
+    disk.mkdir(path.parent)
     if parts.trained.adapters is not None:
-        path = folder / f"{stem}.safetensors"
         _write_adapter(parts, path, step, disk, bus)
     else:
-        path = _write_components(parts, folder / stem, step, disk, bus)
+        path = _write_components(parts, path.with_suffix(""), step, disk, bus)
     if not final:
-        _retire(parts, folder, name, disk)
+        _retire(parts, path.parent, _name(parts.config), disk)
     return path
+
+
+def weights_path(config: RunConfig, step: int, *, final: bool = False) -> Path:
+    """Where the (first) weights file of a step goes."""
+    name = _name(config)
+    return config.run.dir / "weights" / (f"{name}.safetensors" if final else f"{name}-step{step:08d}.safetensors")
+
+
+def _name(config: RunConfig) -> str:
+    return config.run.name or config.run.dir.name
 
 
 def _values(parts: Parts) -> dict[str, Tensor]:
@@ -46,24 +54,23 @@ def _write_adapter(parts: Parts, path: Path, step: int, disk: Disk, bus: Bus) ->
     metadata = training_metadata(facts, spec, minimal=settings.metadata == "minimal")
     if parts.trained.adapters is None:
         raise ValueError("this run trains no adapter")
-    verdict = write_adapter(
-        path, parts.trained.adapters.state(_values(parts)), format=settings.format, dtype=DTYPES[settings.dtype], metadata=metadata, disk=disk
-    )
+    state, dtype = parts.trained.adapters.state(_values(parts)), DTYPES[settings.dtype]
+    verdict = write_adapter(path, state, format=settings.format, dtype=dtype, metadata=metadata, disk=disk)
     bus.send(WeightsSaved(step, str(path), {**verdict.as_record(), "line": verdict.text}))
 
 
 def _write_components(parts: Parts, stem: Path, step: int, disk: Disk, bus: Bus) -> Path:
-    """One file a role; the first has the plain name."""
+    """One file a role; the first has the plain name and is written last, so that its presence says that all are there."""
     tensors, dtype = _values(parts), DTYPES[parts.config.checkpoint.dtype]
-    written: list[Path] = []
-    for role in dict.fromkeys(key.split(".", 1)[0] for key in tensors):
-        path = stem.with_name(f"{stem.name}.safetensors" if not written else f"{stem.name}-{role}.safetensors")
+    roles = list(dict.fromkeys(key.split(".", 1)[0] for key in tensors))
+    path = stem
+    for role in reversed(roles):
+        path = stem.with_name(f"{stem.name}.safetensors" if role == roles[0] else f"{stem.name}-{role}.safetensors")
         own = {key.split(".", 1)[1]: _cast(value, dtype) for key, value in tensors.items() if key.startswith(f"{role}.")}
         spec = modelspec(model_spec(parts, adapter="")) if role == "dit" else {}
         save_weights(path, own, {**parts.files.metadata(role), **spec}, disk=disk)
         bus.send(WeightsSaved(step, str(path)))
-        written.append(path)
-    return written[0]
+    return path
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,12 @@ import torch
 from fluxsmith.config.schema import RunConfig, as_plain
 from fluxsmith.errors import ConfigError, Problem
 
-FREE = ("run", "sample", "sinks", "checkpoint", "validation.every", "validation.max_batches", "cache", "train.dry_step", "train.device")
+FREE = (
+    "run", "sample", "sinks", "checkpoint", "validation.every", "validation.max_batches", "cache", "train.dry_step", "train.device",
+    "memory.checkpointing",  # the same bits, and the first cure for a lack of memory
+    "model.path", "model.clip_l", "model.t5xxl", "model.ae",  # the files' digests count, not where they lie
+)  # fmt: skip
+FREE_OF_DATASET = ("path", "name")  # the pictures' digests count
 SCHEDULE = ("train.steps", "train.epochs", "schedule", "optim.lr")
 
 
@@ -28,11 +33,16 @@ def _in(key: str, group: Sequence[str]) -> bool:
     return any(key == name or key.startswith(name + ".") for name in group)
 
 
+def _is_free(key: str) -> bool:
+    parts = key.split(".")
+    return _in(key, FREE) or (parts[0] == "data" and len(parts) == 3 and parts[2] in FREE_OF_DATASET)
+
+
 def identity_of(config: RunConfig, facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(identity, schedule) as dotted keys; `facts` adds digests of data and model files, world size, threads."""
     plain = flatten(as_plain(config))
     schedule = {key: value for key, value in plain.items() if _in(key, SCHEDULE)}
-    identity = {key: value for key, value in plain.items() if not _in(key, FREE) and not _in(key, SCHEDULE)}
+    identity = {key: value for key, value in plain.items() if not _is_free(key) and not _in(key, SCHEDULE)}
     return {**identity, **{f"facts.{key}": value for key, value in facts.items()}}, schedule
 
 

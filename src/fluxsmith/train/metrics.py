@@ -21,8 +21,19 @@ class Metrics:
         self.disk.append_text(self.path, text)
         self.size += len(text)
 
-    def rewind(self, size: int) -> None:
-        """Drop rows (and a torn last line) beyond `size` bytes: steps after the checkpoint are computed again."""
-        if self.path.exists() and self.path.stat().st_size > size:
+    def sync(self) -> None:
+        """The rows are on the medium: a state that counts them must not outlive them."""
+        if self.path.exists():
+            self.disk.append_text(self.path, "", durable=True)
+            self.disk.fsync_folder(self.path.parent)
+
+    def rewind(self, size: int) -> int:
+        """Drop rows (and a torn last line) beyond `size` bytes: steps after the checkpoint are computed again.
+
+        Returns the bytes that are missing because somebody shortened or removed the file.
+        """
+        found = self.path.stat().st_size if self.path.exists() else 0
+        if found > size:
             self.disk.truncate(self.path, size)
-        self.size = size
+        self.size = min(found, size)
+        return size - self.size

@@ -38,10 +38,13 @@ class BatchPlan:
         """Epoch (from 0) in which optimizer step `step` begins."""
         return step * self.per_step // self.per_epoch
 
-    def ends_epoch(self, finished: int) -> int | None:
-        """The epoch (from 1) that the last of `finished` steps completed, or None."""
-        now, before = finished * self.per_step // self.per_epoch, (finished - 1) * self.per_step // self.per_epoch
-        return now if now > before else None
+    def epochs_done(self, finished: int) -> int:
+        """Whole epochs in `finished` optimizer steps."""
+        return finished * self.per_step // self.per_epoch
+
+    def is_epoch_due(self, finished: int, every: int) -> bool:
+        """True if the last of `finished` steps completed a multiple of `every` epochs (a step can complete several); never for 0."""
+        return every > 0 and self.epochs_done(finished) // every > self.epochs_done(finished - 1) // every
 
     def micro_batches(self, step: int, rank: int = 0) -> list[tuple[int, BatchSpec]]:
         """(number, spec) of this process's micro-batches of optimizer step `step`."""

@@ -1,5 +1,6 @@
 """Mixed precision: autocast, loss scaling for fp16, and clipping that works with both."""
 
+import math
 import resource
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -48,8 +49,8 @@ class Precision:
             self.scaler.update()
 
     def forgives(self, loss: float) -> bool:
-        """With fp16 an overflowing gradient under a finite loss is the scaler's business, not an error."""
-        return self.scaler is not None and loss == loss and abs(loss) != float("inf")
+        """With fp16 an overflowing gradient under a finite loss is the scaler's business, until its scale cannot be the cause."""
+        return self.scaler is not None and math.isfinite(loss) and self.scaler.get_scale() >= 1
 
     def state(self) -> dict[str, float] | None:
         """The scaler's state, or None."""

@@ -195,4 +195,3 @@ def _warnings(events: Sequence[dict[str, Any]]) -> str:
 def _config(run_dir: Path) -> str:
     path = run_dir / "run.toml"
     return f"<pre>{html.escape(path.read_text(encoding='utf-8'))}</pre>" if path.is_file() else ""
-

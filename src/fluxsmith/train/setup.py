@@ -79,9 +79,7 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
     ema = Ema(trained.params, config.train.ema.decay) if config.train.ema else None
     total = plan.total_steps(config.train.steps, config.train.epochs)
     facts = {"data": data.digest, "models": files.digests(roles), "world_size": world.size}
-    return Parts(
-        config, world, models, files, trained, objective, optimizer, ema, data, plan, total, prompts=prompts, facts=facts
-    )
+    return Parts(config, world, models, files, trained, objective, optimizer, ema, data, plan, total, prompts=prompts, facts=facts)
 
 
 def _memory(config: RunConfig, models: Models) -> None:

@@ -13,9 +13,7 @@ class Loss(NamedTuple):
     sigma: Tensor  # (B,) noise levels; empty for objectives without them
 
 
-def reduce_loss(
-    elements: Tensor, *, sigma: Tensor, weight: Tensor | None, sample_weight: Tensor, mask: Tensor | None = None
-) -> Loss:
+def reduce_loss(elements: Tensor, *, sigma: Tensor, weight: Tensor | None, sample_weight: Tensor, mask: Tensor | None = None) -> Loss:
     """Elements (B, C, h, w) -> mean per sample (over the mask, if any), times weights (B,), mean over the batch.
 
     A mask (B, 1, h, w) is normalised by its own sum, so that a small mask does not weaken the step.

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 
 from fluxsmith.config.schema import as_plain
-from fluxsmith.errors import NumericError, StopRequested
+from fluxsmith.errors import ModelFileError, NumericError, StopRequested
 from fluxsmith.events import Bus, CheckpointSaved, PhaseStarted, RunEnded, RunStarted, StepEnded, Warned
 from fluxsmith.io.durable import Disk
 from fluxsmith.optim.schedules import factor
-from fluxsmith.randomness import seed_for
+from fluxsmith.randomness import seed_device, seed_for
 from fluxsmith.train.checkpoint import State, StateFolder, read_state, restore
-from fluxsmith.train.export import export_weights
+from fluxsmith.train.export import export_weights, weights_path
 from fluxsmith.train.identity import check_identity, identity_of, machine_facts
 from fluxsmith.train.metrics import Metrics
 from fluxsmith.train.precision import Precision, peak_bytes
@@ -71,6 +71,8 @@ class Trainer:
             self._dry_step()
         if self.step == 0:
             self.sampler.before_training()
+        else:
+            self._catch_up()
         with StopSwitch(self.run_dir) as switch:
             while self.step < total:
                 self._one_step()
@@ -108,10 +110,16 @@ class Trainer:
             self.validator.after(self.step, last=last)
             self.sampler.after(self.step, last=last)
 
+    def _catch_up(self) -> None:
+        """What a kill between a state and the files that follow it left undone."""
+        last = self.step == self.parts.total_steps
+        if self._checkpoint_due() and not last and not weights_path(self.config, self.step).exists():
+            export_weights(self.parts, self.step, self.disk, self.bus)
+        self.sampler.after(self.step, last=last, only_missing=True)
+
     def _checkpoint_due(self) -> bool:
         settings = self.config.checkpoint
-        epoch = self.parts.plan.ends_epoch(self.step)
-        by_epoch = settings.every_epochs > 0 and epoch is not None and epoch % settings.every_epochs == 0
+        by_epoch = self.parts.plan.is_epoch_due(self.step, settings.every_epochs)
         return by_epoch or (settings.every > 0 and self.step % settings.every == 0)
 
     # ---- one optimizer step -------------------------------------------------------------------------------------
@@ -128,7 +136,7 @@ class Trainer:
         for group, base in zip(parts.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * lr_factor
         skipped = not self._is_finite(loss, grad_norm, samples)
-        torch.manual_seed(seed_for(self.config.train.seed, "optimizer", self.step))  # stochastic rounding
+        seed_device(world.device, seed_for(self.config.train.seed, "optimizer", self.step))  # stochastic rounding
         if not skipped:
             self.precision.step(parts.optimizer)
             if parts.ema is not None:
@@ -144,7 +152,7 @@ class Trainer:
         total, lines = 0.0, []
         for number, spec in micro_batches:
             batch = parts.data.load(spec, step=step, total_steps=parts.total_steps)
-            torch.manual_seed(seed_for(self.config.train.seed, "dropout", number))  # dropout inside adapters
+            seed_device(device, seed_for(self.config.train.seed, "dropout", number))  # dropout inside adapters
             with self.precision.autocast():
                 loss = parts.objective.loss(parts.models, batch, device)
             self.precision.backward(loss.total / len(micro_batches))
@@ -183,12 +191,11 @@ class Trainer:
     def _save(self) -> None:
         begun = time.monotonic()
         self._refuse_nonfinite()
+        self.metrics.sync()
         state = State(
             self.step, self.metrics.size, self.identity, self.schedule, self.exact_from, self.skipped_in_row, self.precision.state()
         )
-        path = self.states.save(
-            state, self.parts.trained.params, self.parts.optimizer, self.parts.ema, keep=self.config.checkpoint.keep
-        )
+        path = self.states.save(state, self.parts.trained.params, self.parts.optimizer, self.parts.ema, keep=self.config.checkpoint.keep)
         self.bus.send(CheckpointSaved(self.step, str(path), time.monotonic() - begun))
 
     def _refuse_nonfinite(self) -> None:
@@ -204,7 +211,10 @@ class Trainer:
         for problem in passed_over:
             self.bus.send(Warned(f"state passed over: {problem}"))
         if manifest is None:
-            self.metrics.rewind(0)
+            if passed_over:
+                raise ModelFileError("no state of this run is complete", problems=passed_over)
+            if self.parts.world.is_main:
+                self.metrics.rewind(0)
             return
         state = read_state(manifest.path)
         changed = check_identity(state.identity, self.identity, allow_change)
@@ -217,10 +227,9 @@ class Trainer:
         altered = [key for key in sorted(self.schedule) if state.schedule.get(key) != self.schedule[key]]
         if altered:
             self.bus.send(Warned(f"from step {self.step} the schedule differs: {', '.join(altered)}"))
-        if self.parts.world.is_main:
-            self.metrics.rewind(state.metrics_bytes)
+        if self.parts.world.is_main and self.metrics.rewind(state.metrics_bytes):
+            self.bus.send(Warned(f"{self.metrics.path.name} lacks rows of steps before {self.step}; the weights are not affected"))
         self.bus.send(PhaseStarted("resume", f"resumed from step {self.step}"))
 
     def _trained_count(self) -> int:
         return sum(param.numel() for param in self.parts.trained.params.values())
-

@@ -6,6 +6,7 @@ Both have random streams of their own and leave no trace: with or without them t
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
 
@@ -47,9 +48,16 @@ class Sampler:
         """The pictures everything is compared with."""
         self._draw([s for s in self.samples if s.first], 0)
 
-    def after(self, step: int, *, last: bool) -> None:
-        """Pictures that are due after `step`."""
-        self._draw([s for s in self.samples if last or (s.every and step % s.every == 0)], step)
+    def after(self, step: int, *, last: bool, only_missing: bool = False) -> None:
+        """Pictures that are due after `step`; `only_missing` leaves alone what an earlier start drew."""
+        due = [s for s in self.samples if last or (s.every and step % s.every == 0)]
+        if only_missing:
+            due = [s for s in due if not all(self._path(s, number, step).exists() for number in range(s.count))]
+        self._draw(due, step)
+
+    def _path(self, sample: SampleConfig, number: int, step: int) -> Path:
+        name = f"step-{step:06d}_p{self.samples.index(sample):02d}_s{sample.seed + number}.png"
+        return self.parts.config.run.dir / "samples" / name
 
     def _draw(self, due: list[SampleConfig], step: int) -> None:
         if not due:
@@ -65,17 +73,16 @@ class Sampler:
         return ready if ready is not None else self.parts.models.encode_text([prompt])
 
     def _one(self, pipeline: Pipeline, sample: SampleConfig, number: int, step: int) -> None:
-        index, seed = self.samples.index(sample), sample.seed + number
-        path = self.parts.config.run.dir / "samples" / f"step-{step:06d}_p{index:02d}_s{seed}.png"
+        index, path = self.samples.index(sample), self._path(sample, number, step)
         request = Request(
-            sample.prompt, sample.negative, sample.width, sample.height, sample.steps, sample.guidance, sample.cfg, seed
+            sample.prompt, sample.negative, sample.width, sample.height, sample.steps, sample.guidance, sample.cfg, sample.seed + number
         )
         begun = time.monotonic()
         try:
             picture = pipeline.generate(request)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_png(path, picture.image, {"fluxsmith": str(picture.settings)})
-        except (FluxsmithError, RuntimeError) as error:
+        except (FluxsmithError, RuntimeError, OSError) as error:
             self.bus.send(Warned(f"sample {index} failed at step {step}: {error}"))
             return
         self.bus.send(SampleReady(step, index, sample.prompt, str(path), time.monotonic() - begun))
@@ -106,9 +113,7 @@ class Validator:
                 batch = parts.data.load(spec, step=0)
                 latents = batch_latents(parts.models, batch, parts.world.device)
                 seed = parts.config.validation.seed
-                noise = torch.stack(
-                    [torch.randn(latents.shape[1:], generator=generator(seed, "validation", key)) for key in batch.keys]
-                )
+                noise = torch.stack([torch.randn(latents.shape[1:], generator=generator(seed, "validation", key)) for key in batch.keys])
                 levels = torch.full((len(batch.keys),), sigma)
                 draws = Draws(levels, noise, draw_guidance(parts.config.noise, torch.full_like(levels, 0.5)))
                 loss = objective.loss_at(parts.models, latents, batch_text(parts.models, batch, parts.world.device), batch, draws)

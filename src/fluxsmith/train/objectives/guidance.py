@@ -69,9 +69,7 @@ class GuidanceDistillation:
         output = velocity(models.dit, noisy, text, Level(sigma, guidance), mask_text=models.mask_text)
         return reduce_loss((output.float() - target) ** 2, sigma=sigma, weight=None, sample_weight=batch.weights.to(device))
 
-    def _guided(
-        self, teacher: FluxDiT, noisy: Tensor, texts: tuple[TextStates, TextStates], sigma: Tensor, guidance: Tensor
-    ) -> Tensor:
+    def _guided(self, teacher: FluxDiT, noisy: Tensor, texts: tuple[TextStates, TextStates], sigma: Tensor, guidance: Tensor) -> Tensor:
         fixed = torch.full_like(sigma, self.config.teacher_guidance)
         conditional, unconditional = (velocity(teacher, noisy, text, Level(sigma, fixed)).float() for text in texts)
         return unconditional + guidance.view(-1, 1, 1, 1) * (conditional - unconditional)

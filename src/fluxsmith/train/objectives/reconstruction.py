@@ -4,6 +4,8 @@ Squared and absolute error, absolute error of finite differences (edges), noise 
 penalty on latents beyond unit size, because the tiny form's latents are the model-side ones (std about 1).
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat
@@ -20,6 +22,8 @@ from fluxsmith.train.step import Loss
 class Config(PluginConfig):
     """Picture in, picture out."""
 
+    parts: Literal["all", "decoder"] = "all"
+    """What learns; with the decoder alone the latents stay what they are, so models trained on them still fit."""
     l1: NonNegativeFloat = 0.1
     """Weight of the absolute error."""
     edges: NonNegativeFloat = 0.1
@@ -52,6 +56,8 @@ class Reconstruction:
             raise ValueError("the reconstruction objective needs the autoencoder and pixels")
         pixels = batch.pixels.to(device)
         latents = models.ae.encode(pixels)
+        if self.config.parts == "decoder":
+            latents = latents.detach()
         noise = torch.stack([torch.randn(latents.shape[1:], generator=generator(self.seed, "noise", i)) for i in batch.indices])
         decoded = models.ae.decode(latents + self.config.latent_noise * noise.to(device))
         per_sample = self._distance(decoded, pixels) + self.config.latent_penalty * F.relu(latents**2 - 1).flatten(1).mean(dim=1)
