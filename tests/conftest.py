@@ -1,10 +1,15 @@
-"""What all tests share: the fixtures folder, one torch thread, the `ledger` and `gpu` marks, and a plain result line."""
+"""What all tests share: the fixtures folder, a tiny model, one torch thread, the `ledger` and `gpu` marks, a plain result line."""
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from fluxsmith.demo.blank import write_blank
+from fluxsmith.io.safetensors import open_weights, save_weights
 
 HERE = Path(__file__).resolve().parent
 
@@ -51,3 +56,38 @@ def manifests_root() -> Path:
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """True when golden files are to be rewritten."""
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small untrained model: dit, clip_l, t5xxl, ae, tokenizers. Nothing in it is zero, so every input has an effect."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    with torch.random.fork_rng(devices=[]):
+        write_blank(folder)
+    generator = torch.Generator().manual_seed(1)
+    with open_weights(folder / "dit.safetensors") as weights:
+        tensors = {name: weights.tensor(name) for name in weights}
+    for name, tensor in tensors.items():
+        if not tensor.any():
+            tensors[name] = torch.randn(tensor.shape, generator=generator) * 0.05
+    save_weights(folder / "dit.safetensors", tensors, {})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_section(tiny_model: Path) -> dict[str, str]:
+    """The `model` section of a run file for the tiny model."""
+    files = {"path": "dit", "clip_l": "clip_l", "t5xxl": "t5xxl", "ae": "ae"}
+    section = {key: str(tiny_model / f"{name}.safetensors") for key, name in files.items()}
+    return {"type": "flux1", "preset": "flux-shapes", **section}
+
+
+@pytest.fixture(scope="session")
+def tiny_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of eight smooth 32 x 32 pictures with captions."""
+    folder = tmp_path_factory.mktemp("tiny-pictures")
+    for number in range(8):
+        low = np.random.default_rng(number).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+        Image.fromarray(low).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a {['red', 'blue', 'green', 'yellow'][number % 4]} circle {number}", encoding="utf-8")
+    return folder
