@@ -36,7 +36,7 @@ def test_every_picture_is_used_as_often_as_asked(counts: list[int], batch_size: 
         assert {members[use.dataset].buckets[use.record] for use in spec.uses} == {spec.bucket}
         assert {use.dataset for use in spec.uses} == {spec.dataset}
     first = epoch * uses_per_epoch(members)
-    assert [use.index for spec in batches for use in spec.uses] == list(range(first, first + uses_per_epoch(members)))
+    assert [use.number for spec in batches for use in spec.uses] == list(range(first, first + uses_per_epoch(members)))
     assert batches == epoch_batches(members, seed=seed, epoch=epoch)
 
 
@@ -93,7 +93,7 @@ def test_largest_needs_the_most_pixels() -> None:
 def test_held_out_batches_are_in_a_fixed_order() -> None:
     specs = held_out_batches([member(4, batch_size=3)])
     assert [(spec.bucket, [use.record for use in spec.uses]) for spec in specs] == [(A, [1, 2]), (B, [0, 3])]
-    assert [use.index for spec in specs for use in spec.uses] == [0, 1, 2, 3]
+    assert [use.number for spec in specs for use in spec.uses] == [0, 1, 2, 3]
 
 
 @given(st.lists(st.sampled_from("abcdefghijklmnop"), min_size=0, max_size=30), st.floats(0.01, 0.9), st.integers(0, 9))

@@ -36,7 +36,7 @@ def epoch_batches(members: Sequence[Member], *, seed: int, epoch: int) -> list[B
 
     Training pictures are used `repeats` times. Regularisation pictures together are used as often as all training pictures
     together, taking turns over the epochs (`repeats` weighs them against each other). Every epoch has the same number of batches.
-    `Use.index` is `epoch * uses_per_epoch + place in the epoch`.
+    `Use.number` is `epoch * uses_per_epoch + place in the epoch`.
     """
     chosen = {member.dataset: list(member.records) * member.repeats for member in members if not member.regularisation}
     chosen |= _regularisation(members, sum(map(len, chosen.values())), seed=seed, epoch=epoch)
@@ -94,7 +94,7 @@ def _numbered(batches: Sequence[tuple[int, Size, list[int]]], epoch: int, first:
 
 
 def held_out_batches(members: Sequence[Member]) -> list[BatchSpec]:
-    """Batches over held-out records, each once, in a fixed order: `Use.index` counts from 0."""
+    """Batches over held-out records, each once, in a fixed order: `Use.number` counts from 0."""
     batches = []
     for member in members:
         groups: dict[Size, list[int]] = {}

@@ -22,7 +22,7 @@ def render(caption: str, config: CaptionConfig, *, rng: random.Random, epoch: in
     Args:
         caption: text of the caption file, lines separated by newlines.
         config: the dataset's caption options.
-        rng: keyed by the use (`python_random(seed, "caption", use.index)`), so workers and restarts do not matter.
+        rng: keyed by the use (`python_random(seed, "caption", use.number)`), so workers and restarts do not matter.
         epoch: counted from 0; `dropout_every_epochs = 3` drops in the 3rd, 6th ... epoch.
         step: optimizer step, counted from 0 (tag warm-up).
         total_steps: length of the run, for a warm-up given as a share.

@@ -309,7 +309,7 @@ class PreparedData:
         cached = self._stores.latents is not None
         return Batch(
             keys=tuple(item.record.key for _, item, _ in samples),
-            indices=tuple(use.index for use, _, _ in samples),
+            indices=tuple(use.number for use, _, _ in samples),
             captions=captions,
             latents=stacked if cached else None,
             pixels=None if cached else stacked,
@@ -322,7 +322,7 @@ class PreparedData:
         if epoch == VALIDATION_EPOCH:
             return steady(item.caption, captions)
         step, total = steps
-        rng = python_random(self._seed, "caption", use.index)
+        rng = python_random(self._seed, "caption", use.number)
         return render(item.caption, captions, rng=rng, epoch=epoch, step=step, total_steps=total or 0)
 
     def _text(self, captions: Sequence[str]) -> TextStates | None:
@@ -335,14 +335,14 @@ class PreparedData:
     def _image(self, one: ScannedSet, item: Item, use: Use, epoch: int) -> Tensor | None:
         """Latents from the cache, else pixels; None when the picture cannot be read any more."""
         is_trained = epoch != VALIDATION_EPOCH
-        flipped = one.config.flip and is_trained and python_random(self._seed, "flip", use.index).random() < 0.5
+        flipped = one.config.flip and is_trained and python_random(self._seed, "flip", use.number).random() < 0.5
         plan = self._cached_plan(one, item, flipped=flipped)
         if self._stores.latents is not None:
             return self._stores.latents.get(latents_key(item.digest, plan, one.config.background, self._encoders.latents_digest))["latents"]
         if is_trained:
             if one.config.crop == "random":
-                plan = plan._replace(placement=random_crop(item.placement, python_random(self._seed, "crop", use.index)))
-            jitter = random_jitter(one.config.color_jitter, python_random(self._seed, "jitter", use.index))
+                plan = plan._replace(placement=random_crop(item.placement, python_random(self._seed, "crop", use.number)))
+            jitter = random_jitter(one.config.color_jitter, python_random(self._seed, "jitter", use.number))
             plan = plan._replace(jitter=jitter if one.config.color_jitter else Jitter())
         try:
             return _patient_pixels(item, one.config, plan)

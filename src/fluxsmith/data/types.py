@@ -33,11 +33,11 @@ class Record(NamedTuple):
 
 
 class Use(NamedTuple):
-    """One use of one picture: `index` counts uses over the whole run, so draws keyed by it never repeat or depend on workers."""
+    """One use of one picture: `number` counts uses over the whole run, so draws keyed by it never repeat or depend on workers."""
 
     dataset: int
     record: int  # position in the dataset's list of usable records
-    index: int  # global: epoch * uses_in_epoch + place in the epoch
+    number: int  # global: epoch * uses_in_epoch + place in the epoch
 
 
 class BatchSpec(NamedTuple):
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     """A micro-batch on the host."""
 
     keys: tuple[str, ...]  # record keys, for messages
-    indices: tuple[int, ...]  # Use.index of every sample
+    indices: tuple[int, ...]  # Use.number of every sample
     captions: tuple[str, ...]  # the captions as used (after dropout, shuffle ...)
     latents: Tensor | None  # (B, 16, h, w) model-side; None when latents are not wanted or not cached
     pixels: Tensor | None  # (B, 3, H, W) in [-1, 1]; only when latents are not cached

@@ -98,4 +98,4 @@ def join_world(device: str) -> World:
     state = PartialState(cpu=device == "cpu")
     if state.num_processes == 1:
         return World(torch.device(device))
-    return Distributed(state.device, state.process_index, state.num_processes)
+    return Distributed(torch.device(state.device or device), state.process_index, state.num_processes)
