@@ -91,11 +91,12 @@ def _layer(path: str, parts: list[Part]) -> LayerState:
         raise ModelFileError(f"{path} is in the file twice")
     if len({part.down.shape[1] for part in parts}) > 1:
         raise ModelFileError(f"the parts of {path} do not fit together", why=str([tuple(part.down.shape) for part in parts]))
-    return unsplit(LayerState(tuple(parts), _height(path, parts)), parts_of(path))
+    ordered = tuple(sorted(parts, key=lambda part: part.start))
+    return unsplit(LayerState(ordered, _height(path, parts)), parts_of(path))
 
 
 def _height(path: str, parts: list[Part]) -> int | None:
     names = parts_of(path)
-    if not parts[0].name or parts[-1].name == names[-1] or any(part.name == names[-1] for part in parts):
+    if not parts[0].name or any(part.name == names[-1] for part in parts):
         return max(part.stop for part in parts)
     return 3 * parts[0].down.shape[1] if len(names) == 3 else None  # the MLP's rows are not told

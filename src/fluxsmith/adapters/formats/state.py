@@ -101,7 +101,7 @@ def fuse(layer: LayerState) -> Part:
 
 def unsplit(layer: LayerState, names: tuple[str, ...]) -> LayerState:
     """Parts that share one down factor (as converted fused layers do) become one whole part again, without loss."""
-    parts = sorted(layer.parts, key=lambda part: part.start)
+    parts = layer.parts
     if tuple(part.name for part in parts) != names or any(not torch.equal(part.down, parts[0].down) for part in parts):
         return layer
     first = parts[0]
