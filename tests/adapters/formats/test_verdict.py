@@ -57,7 +57,13 @@ def test_lost_keys_are_counted(models: dict[str, nn.Module], tmp_path: Path) -> 
         ("onetrainer_lora_transformer", ("ComfyUI", "Forge")),
         ("bfl_peft_base_model", ()),
         ("diffsynth", ()),
-        ("lycoris_lokr", ()),
+        ("lycoris_lokr", ("ComfyUI", "Forge")),
+        ("lycoris_loha", ("ComfyUI", "Forge")),
+        ("lycoris_dora", ("ComfyUI", "Forge")),
+        ("lycoris_prefix_diffusers_lokr", ("ComfyUI", "Forge")),
+        ("ai_toolkit_lokr", ("ComfyUI", "Forge")),
+        ("kohya_oft", ()),
+        ("xlabs", ()),
     ],
 )
 def test_other_makers_files(fixtures_root: Path, name: str, loads: tuple[str, ...]) -> None:

@@ -24,6 +24,9 @@ DIFFUSERS_KOHYA_LAYERS = re.compile(  # embedders and the final layer are conver
     r"|single_blocks\.(?:\d|[12]\d|3[0-7])\.(linear[12]|modulation\.lin))|clip_l\..*"
 )
 KOHYA_SUFFIX = re.compile(r"\.(lora_(down|up)\.weight|alpha)$")
+LYCORIS_SUFFIX = re.compile(  # kinds of adapter beside LoRA that ComfyUI applies
+    r"\.(lokr_[wt][12](_[ab])?|hada_[wt][12](_[ab])?|dora_scale|diff|diff_b|[ab][12]\.weight|oft_blocks|rescale|alpha)$"
+)
 PEFT_SUFFIX = re.compile(r"\.lora_[AB]\.weight$")
 
 
@@ -64,6 +67,11 @@ def _name(key: str) -> str:
     return named[0] if named else ""
 
 
+def _adapted(key: str) -> str:
+    """The layer's name also for keys of other kinds of adapter."""
+    return _name(key) or (LYCORIS_SUFFIX.sub("", key) if LYCORIS_SUFFIX.search(key) else "")
+
+
 def sd_scripts(key: str) -> bool:
     """sd-scripts reads its own names only."""
     name = _name(key)
@@ -73,7 +81,7 @@ def sd_scripts(key: str) -> bool:
 
 def comfyui(key: str) -> bool:
     """ComfyUI's key map: every weight by its own name, by sd-scripts' and by diffusers' name; T5 as te2 or te3."""
-    name = _name(key)
+    name = re.sub("^lycoris_", "lora_transformer_", _adapted(key))
     if name.startswith(("lora_unet_", "lora_te1_text_model_", "lora_te2_", "lora_te3_", "lora_transformer_")):
         return kohya.place_of(name) is not None
     if name.startswith("text_encoder.text_model."):
