@@ -1,8 +1,9 @@
 """`fluxsmith generate`: pictures from prompts, with LoRAs, image to image and grids."""
 
 import json
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +15,7 @@ from fluxsmith.errors import ConfigError
 Weighted = tuple[str, float]
 
 
-def command(
+def command(  # noqa: PLR0913  a verb has as many arguments as options
     run: Annotated[Path | None, typer.Argument(help="A run file whose model section is used; or give --model.")] = None,
     *,
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw; several make a grid.")],
@@ -29,33 +30,44 @@ def command(
     guidance: Annotated[float | None, typer.Option("--guidance", help="Embedded guidance; the model's default.")] = None,
     cfg: Annotated[float, typer.Option("--cfg", help="True guidance; 1 is off, other values cost twice the time.")] = 1.0,
     seed: Annotated[list[int] | None, typer.Option("--seed", help="Seed of the noise; several make a grid.")] = None,
-    width: Annotated[int, typer.Option("--width", help="Pixels, a multiple of 16.")] = 1024,
-    height: Annotated[int, typer.Option("--height", help="Pixels, a multiple of 16.")] = 1024,
+    width: Annotated[int | None, typer.Option("--width", help="Pixels, a multiple of 16; that of --image or the model's default.")] = None,
+    height: Annotated[int | None, typer.Option("--height", help="Pixels, a multiple of 16.")] = None,
     shift: Annotated[str, typer.Option("--shift", help="flux, none, or a number; the model's default.")] = "",
     sampler: Annotated[str, typer.Option("--sampler", help="euler or heun.")] = "euler",
     image: Annotated[Path | None, typer.Option("--image", help="Start of image to image.")] = None,
-    strength: Annotated[float, typer.Option("--strength", help="How much of the starting picture is redrawn, 0..1.")] = 0.6,
-    tile: Annotated[int, typer.Option("--tile", help="Autoencoder tile in pixels for large pictures; 0 is off.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    strength: Annotated[float | None, typer.Option("--strength", help="How much of --image is redrawn, 0..1; 0.6 by default.")] = None,
+    tile: Annotated[
+        int | None, typer.Option("--tile", help="Autoencoder tile in pixels; 0 never tiles; by default from 1536 x 1536 on.")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to draw.")] = "auto",
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file, or folder for several.")] = Path("out.png"),
     as_json: AsJson = False,
 ) -> None:
-    """Draw. Example: fluxsmith generate --model flux-shapes --prompt "a large red circle at center on a grey background" --width 64 --height 64."""
+    """Draw. Example: fluxsmith generate --model flux-shapes --prompt "a large red circle at center on a grey background"."""
     section = _model_section(run, model, {"preset": preset, "clip_l": clip_l, "t5xxl": t5xxl, "ae": ae})
     from fluxsmith.generate.job import Job, draw_all
 
     settings = {
         "negative": negative, "steps": steps, "guidance": guidance, "cfg": cfg, "width": width, "height": height,
-        "shift": _shift(shift), "sampler": sampler, "strength": strength if image else 1.0, "tile": tile,
+        "shift": _shift(shift), "sampler": sampler, "tile": tile,
+        "strength": strength if strength is not None else 0.6 if image else 1.0,
     }  # fmt: skip
     loras = tuple(_weighted(text) for text in lora or ())
     job = Job(section, tuple(prompt), tuple(seed or (0,)), settings, loras=loras, image=image, device=device, out=out)
     for record in draw_all(job):
-        typer.echo(json.dumps(record) if as_json else f"{record['path']}  {record['seconds']:.1f} s  seed {record['seed']}")
+        typer.echo(json.dumps(record) if as_json else _line(record))
+
+
+def _line(record: dict[str, Any]) -> str:
+    if record.get("grid"):
+        return f"{record['path']}  all of them"
+    return f"{record['path']}  {record['seconds']:.1f} s  seed {record['seed']}"
 
 
 def _model_section(run: Path | None, model: str, files: dict[str, str]) -> PluginConfig:
     """The model section of a run file, or one made of the options."""
+    if run is not None and model:
+        raise ConfigError("a run file and --model are both given", fix="drop one of them")
     if run is not None:
         return load_model(run)
     if not model:
@@ -67,11 +79,14 @@ def _model_section(run: Path | None, model: str, files: dict[str, str]) -> Plugi
 
 def _weighted(text: str) -> Weighted:
     """FILE or FILE:WEIGHT."""
-    path, _, weight = text.rpartition(":")
+    path, _, number = text.rpartition(":")
     try:
-        return (path, float(weight)) if path else (text, 1.0)
+        weight = float(number) if path else 1.0
     except ValueError:
         return text, 1.0
+    if not math.isfinite(weight):
+        raise ConfigError(f"--lora {text}", why="the weight is not a number", fix=f"write {path}:1.0")
+    return path or text, weight
 
 
 def _shift(text: str) -> str | float | None:

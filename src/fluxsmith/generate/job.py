@@ -1,5 +1,6 @@
 """Several pictures in one go: every prompt with every seed, saved as PNG with their settings inside, and as a grid."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import Any
 
 from PIL import Image
 
+from fluxsmith.config.choice import realise
 from fluxsmith.config.section import PluginConfig
-from fluxsmith.errors import ConfigError
+from fluxsmith.errors import ConfigError, Problem
 from fluxsmith.generate.grid import Cell, grid
 from fluxsmith.generate.pipeline import Pipeline
-from fluxsmith.generate.request import Request
+from fluxsmith.generate.request import MULTIPLE, Request
 from fluxsmith.io.images import read_image, write_png
 from fluxsmith.io.metadata import png_text
 
@@ -30,29 +32,61 @@ class Job:
     out: Path = Path("out.png")
 
     def requests(self) -> list[Request]:
-        """One request a picture, rows by prompt and columns by seed."""
+        """One request a picture, rows by prompt and columns by seed. Raises ConfigError for settings, DataError for the picture."""
         start = read_image(self.image).image if self.image else None
-        requests = [Request(prompt, seed=seed, image=start, **self.settings) for prompt in self.prompts for seed in self.seeds]
-        for request in requests:
-            request.check()
+        side = int(realise(self.model).sampling_defaults()["side"])
+        width, height = picture_size(self.settings.get("width"), self.settings.get("height"), side=side, start=start)
+        settings = {**self.settings, "width": width, "height": height, "image": start}
+        requests = [Request(prompt, seed=seed, **settings) for prompt in self.prompts for seed in self.seeds]
+        problems = dict.fromkeys(problem for request in requests for problem in _problems(request))
+        if problems:
+            raise ConfigError("these pictures cannot be drawn", problems=tuple(problems))
         return requests
+
+
+def picture_size(width: int | None, height: int | None, *, side: int, start: Image.Image | None) -> tuple[int, int]:
+    """Width and height where they were not asked for: those of the starting picture (with at most side x side pixels), or a square."""
+    if width is not None and height is not None:
+        return width, height
+    if start is None:
+        return width or height or side, height or width or side
+    ratio = start.width / start.height
+    if width is not None:
+        return width, _multiple(width / ratio)
+    if height is not None:
+        return _multiple(height * ratio), height
+    shrink = min(1.0, side / math.sqrt(start.width * start.height))
+    return _multiple(start.width * shrink), _multiple(start.height * shrink)
+
+
+def _multiple(length: float) -> int:
+    return max(MULTIPLE, round(length / MULTIPLE) * MULTIPLE)
+
+
+def _problems(request: Request) -> tuple[Problem, ...]:
+    try:
+        request.check()
+    except ConfigError as error:
+        return error.problems
+    return ()
 
 
 def draw_all(job: Job) -> Iterator[dict[str, Any]]:
     """Draw and save; yields one record a picture, and one for the grid where there are several."""
     requests = job.requests()
     several = len(requests) > 1
-    if several and job.out.suffix:
+    is_folder = job.out.is_dir() or not job.out.suffix
+    if not is_folder and several:
         raise ConfigError(f"{len(requests)} pictures and one file name", where=str(job.out), fix="give a folder with --out")
-    if not several and not job.out.suffix:
-        job.out.mkdir(parents=True, exist_ok=True)
+    if not is_folder and job.out.suffix.lower() != ".png":
+        raise ConfigError("pictures are written as PNG", where=str(job.out), fix=f"use {job.out.with_suffix('.png')}")
     pipeline = Pipeline.load(job.model, device=job.device)
     for path, weight in job.loras:
         pipeline.load_lora(path, weight)
     cells = []
     for number, request in enumerate(requests):
         picture = pipeline.generate(request)
-        path = job.out if job.out.suffix else job.out / f"{number:03d}_s{request.seed}.png"
+        path = job.out / f"{number:03d}_s{request.seed}.png" if is_folder else job.out
         record = {**picture.settings, "loras": [list(lora) for lora in job.loras], "seconds": picture.seconds, "path": str(path)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_png(path, picture.image, png_text({**picture.settings, "loras": record["loras"]}, model=model_name(job.model)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from fluxsmith.adapters.base import AdapterSet
@@ -27,7 +27,7 @@ from fluxsmith.models.assembly import Level, Models, TextStates, velocity
 from fluxsmith.models.files import locate
 from fluxsmith.models.loading import LazyModels
 from fluxsmith.models.packing import token_count
-from fluxsmith.models.tiling import Tiling, tiled_decode, tiled_encode
+from fluxsmith.models.tiling import tiled_decode, tiled_encode
 
 Defaults = dict[str, float | str]  # steps, guidance, shift of the model
 
@@ -45,6 +45,8 @@ class Pipeline:
     def load(cls, model: PluginConfig, *, device: str = "auto", dtype: torch.dtype | None = None) -> "Pipeline":
         """Load all parts of a `model` section. `dtype` of the transformer: fp32 on the CPU and bf16 on a card by default."""
         place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
+        if place.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("there is no CUDA device", fix="use --device cpu, or install torch for your card and its driver")
         dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
         lazy = LazyModels(locate(model), model, place, base_dtype=dtype)
         lazy.files.check(("dit", "clip_l", "t5xxl", "ae"))
@@ -81,14 +83,10 @@ class Pipeline:
         dit = self.models.dit
         if dit is None or self.models.ae is None:
             raise ValueError("drawing needs the transformer and the autoencoder")
-        if request.sampler not in SAMPLERS:
-            raise ConfigError(f"unknown sampler {request.sampler}", fix=f"use one of {', '.join(SAMPLERS)}")
         device = next(dit.parameters()).device
         reduction = self.models.ae.reduction
         height, width = request.height // reduction, request.width // reduction
-        levels = sigmas(
-            request.steps or 1, tokens=token_count(height, width), shift=request.shift or "none", strength=request.strength
-        )
+        levels = sigmas(request.steps or 1, tokens=token_count(height, width), shift=request.shift or "none", strength=request.strength)
         x = start_noise(request.seed, dit.params.out_channels // 4, height, width).to(device)
         if request.image is not None and request.strength < 1:
             clean = self.encode_image(request, device)
@@ -112,13 +110,14 @@ class Pipeline:
         return call
 
     def encode_image(self, request: Request, device: torch.device) -> Tensor:
-        """The starting picture at the request's size as latents."""
+        """The starting picture as latents, scaled and cropped at its centre to the request's size."""
         if request.image is None or self.models.ae is None:
             raise ValueError("no starting picture")
-        image = request.image.convert("RGB").resize((request.width, request.height), Image.Resampling.LANCZOS)
+        image = ImageOps.fit(request.image.convert("RGB"), (request.width, request.height), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div(127.5).sub(1).to(device)
-        if request.tile:
-            return tiled_encode(self.models.ae, pixels, Tiling(request.tile, request.overlap))
+        tiling = request.tiling()
+        if tiling:
+            return tiled_encode(self.models.ae, pixels, tiling)
         return self.models.ae.encode(pixels)
 
     def decode(self, latents: Tensor, request: Request) -> Tensor:
@@ -126,8 +125,9 @@ class Pipeline:
         if self.models.ae is None:
             raise ValueError("the autoencoder is not loaded")
         latents = latents.to(next(self.models.ae.parameters()).dtype)
-        if request.tile:
-            return tiled_decode(self.models.ae, latents, Tiling(request.tile, request.overlap))
+        tiling = request.tiling()
+        if tiling:
+            return tiled_decode(self.models.ae, latents, tiling)
         return self.models.ae.decode(latents)
 
 

@@ -1,11 +1,19 @@
 """What a user asks for (Request) and what they get (Picture), with every setting that made it."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from PIL import Image
 
 from fluxsmith.errors import ConfigError, Problem
+from fluxsmith.generate.samplers import SAMPLERS
+from fluxsmith.models.tiling import Tiling
+
+MULTIPLE = 16  # pixels: the autoencoder's 8 times the transformer's 2 x 2 patches
+LARGE = 1536 * 1536  # pixels; larger pictures pass the autoencoder in tiles unless `tile` says otherwise
+SEEDS = 2**63
 
 
 @dataclass(frozen=True)
@@ -22,34 +30,64 @@ class Request:
     seed: int = 0
     shift: Literal["flux", "none"] | float | None = None
     sampler: str = "euler"
-    image: Image.Image | None = None  # start of image to image
+    image: Image.Image | None = None  # start of image to image, cropped at the centre to the request's shape
     strength: float = 1.0  # 1 ignores `image`, 0.3 changes little
-    tile: int = 0  # side of an autoencoder tile in pixels; 0 decodes in one piece
-    overlap: int = 128  # pixels shared by neighbouring tiles
+    tile: int | None = None  # side of an autoencoder tile in pixels; 0 never tiles, None tiles pictures above 1536 x 1536
+    overlap: int | None = None  # pixels shared by neighbouring tiles; None is a quarter of the tile
 
     def check(self) -> None:
         """Raise one ConfigError with everything that is wrong."""
-        problems = [
-            Problem(f"{name} = {value}", why="sides are multiples of 16 and at least 16", fix=f"use {max(16, round(value / 16) * 16)}")
-            for name, value in (("width", self.width), ("height", self.height))
-            if value < 16 or value % 16
-        ]
-        if not 0 < self.strength <= 1:
-            problems.append(Problem(f"strength = {self.strength}", why="it must be above 0 and at most 1", fix="use 0.6"))
-        if self.steps is not None and self.steps < 1:
-            problems.append(Problem(f"steps = {self.steps}", fix="use at least 1"))
-        if self.strength < 1 and self.image is None:
-            problems.append(Problem("strength without a starting picture", fix="give an image, or leave strength out"))
-        if self.tile and self.tile - self.overlap < 16:
-            problems.append(Problem(f"tile = {self.tile}, overlap = {self.overlap}", fix="use an overlap of a quarter of the tile"))
+        problems = (*self._sizes(), *self._numbers(), *self._pairs())
         if problems:
-            raise ConfigError(str(problems[0]), problems=tuple(problems))
+            raise ConfigError(str(problems[0]), problems=problems)
+
+    def tiling(self) -> Tiling | None:
+        """How the autoencoder is tiled, or None for one piece."""
+        tile = (1024 if self.width * self.height > LARGE else 0) if self.tile is None else self.tile
+        return Tiling(tile, tile // 4 if self.overlap is None else self.overlap) if tile else None
+
+    def _sizes(self) -> Iterator[Problem]:
+        for name, value in (("width", self.width), ("height", self.height)):
+            if value < MULTIPLE or value % MULTIPLE:
+                fix = f"use {max(MULTIPLE, round(value / MULTIPLE) * MULTIPLE)}"
+                yield Problem(f"{name} = {value}", why=f"sides are multiples of {MULTIPLE}", fix=fix)
+
+    def _numbers(self) -> Iterator[Problem]:
+        if self.steps is not None and self.steps < 1:
+            yield Problem(f"steps = {self.steps}", fix="use at least 1")
+        if not 0 < self.strength <= 1:
+            yield Problem(f"strength = {self.strength}", why="it must be above 0 and at most 1", fix="use 0.6")
+        for name, value in (("guidance", self.guidance), ("cfg", self.cfg)):
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                yield Problem(f"{name} = {value}", why="it must be 0 or more", fix="use 3.5")
+        if not 0 <= self.seed < SEEDS:
+            yield Problem(f"seed = {self.seed}", why="seeds go from 0 to 2^63 - 1", fix="use 42")
+        if not _is_shift(self.shift):
+            yield Problem(f"shift = {self.shift}", why="it is flux, none or a number above 0", fix="leave it out for the model's default")
+        if self.sampler not in SAMPLERS:
+            yield Problem(f"sampler = {self.sampler}", why="there is no such sampler", fix=f"use one of {', '.join(SAMPLERS)}")
+
+    def _pairs(self) -> Iterator[Problem]:
+        if self.strength < 1 and self.image is None:
+            yield Problem("strength without a starting picture", fix="give an image, or leave strength out")
+        if self.negative and self.cfg == 1:
+            yield Problem("a negative prompt has no effect while cfg is 1", fix="set cfg = 3.5, or leave the negative prompt out")
+        tiling = self.tiling()
+        if tiling and (tiling.overlap < 0 or tiling.tile - tiling.overlap < MULTIPLE):
+            what = f"tile = {tiling.tile}, overlap = {tiling.overlap}"
+            yield Problem(what, why=f"tiles must advance by {MULTIPLE} pixels", fix="use a tile of 1024; its overlap follows")
 
     def settings(self) -> dict[str, Any]:
         """JSON-ready settings, the starting picture left out."""
         values = asdict(replace(self, image=None))
         values.pop("image")
         return {**values, "image_to_image": self.image is not None}
+
+
+def _is_shift(value: object) -> bool:
+    if isinstance(value, int | float):
+        return value > 0 and math.isfinite(value)
+    return value in (None, "flux", "none")
 
 
 @dataclass(frozen=True)

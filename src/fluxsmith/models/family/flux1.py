@@ -10,16 +10,17 @@ from pydantic import PositiveInt
 from fluxsmith.config.section import PluginConfig
 
 PRESETS = {
-    "dev": {"t5_length": 512, "shift": "flux", "steps": 28, "guidance": 3.5, "defaults": {}},
-    "schnell": {"t5_length": 256, "shift": "none", "steps": 4, "guidance": 0.0, "defaults": {}},
-    "krea": {"t5_length": 512, "shift": "flux", "steps": 28, "guidance": 4.5, "defaults": {}},
-    "kontext": {"t5_length": 512, "shift": "flux", "steps": 28, "guidance": 2.5, "defaults": {}},
-    "fill": {"t5_length": 512, "shift": "flux", "steps": 50, "guidance": 30.0, "defaults": {}},
-    "canny": {"t5_length": 512, "shift": "flux", "steps": 50, "guidance": 30.0, "defaults": {}},
-    "depth": {"t5_length": 512, "shift": "flux", "steps": 50, "guidance": 10.0, "defaults": {}},
+    "dev": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 28, "guidance": 3.5, "defaults": {}},
+    "schnell": {"t5_length": 256, "shift": "none", "side": 1024, "steps": 4, "guidance": 0.0, "defaults": {}},
+    "krea": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 28, "guidance": 4.5, "defaults": {}},
+    "kontext": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 28, "guidance": 2.5, "defaults": {}},
+    "fill": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 50, "guidance": 30.0, "defaults": {}},
+    "canny": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 50, "guidance": 30.0, "defaults": {}},
+    "depth": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 50, "guidance": 10.0, "defaults": {}},
     "flux-shapes": {
         "t5_length": 24,
         "shift": "none",
+        "side": 64,
         "steps": 12,
         "guidance": 2.5,
         "files": "bundle:flux-shapes",
@@ -55,6 +56,6 @@ class Config(PluginConfig):
     """Rotary axes, for models whose head size follows no known rule."""
 
     def sampling_defaults(self) -> dict[str, float | str]:
-        """Steps, embedded guidance and shift of the preset."""
+        """Steps, embedded guidance, shift and side of a picture (pixels) of the preset."""
         preset = PRESETS[self.preset]
-        return {key: preset[key] for key in ("steps", "guidance", "shift")}  # type: ignore[misc]  # the table's other values are no defaults
+        return {key: preset[key] for key in ("steps", "guidance", "shift", "side")}  # type: ignore[misc]  # the table's other values are no defaults
