@@ -95,10 +95,10 @@ class TrainConfig(Section):
     """Micro-batches in one optimizer step."""
     max_grad_norm: NonNegativeFloat = 1.0
     """Clip the global gradient norm to this; 0 is off."""
-    precision: Literal["no", "fp16", "bf16"] = "no"
-    """Autocast type of forward and backward (mixed precision)."""
-    base_dtype: Dtype = "fp32"
-    """Type of frozen weights."""
+    precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """Autocast type of forward and backward (mixed precision); auto is bf16 on a card and no on the CPU."""
+    base_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type of frozen weights; auto is bf16 on a card and fp32 on the CPU."""
     weights_dtype: Dtype = "fp32"
     """Type of trained weights (bf16 or fp16 is what others call full_bf16, full_fp16)."""
     components: tuple[Component, ...] = ("dit",)

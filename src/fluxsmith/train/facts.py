@@ -8,6 +8,7 @@ from typing import Any
 from fluxsmith.config.schema import as_plain
 from fluxsmith.io.metadata import ModelSpec, TrainingFacts
 from fluxsmith.optim.schedules import span
+from fluxsmith.train.precision import resolved
 from fluxsmith.train.setup import Parts
 
 
@@ -40,7 +41,7 @@ def training_facts(parts: Parts, step: int, name: str) -> TrainingFacts:
         max_train_steps=parts.total_steps,
         steps=step,
         accumulation=parts.plan.per_step,
-        mixed_precision=train.precision,
+        mixed_precision=resolved(train.precision, parts.world.device),
         seed=train.seed,
         dit_file=parts.files.path("dit"),
         ae_file=parts.files.path("ae"),

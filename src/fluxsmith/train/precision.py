@@ -12,14 +12,19 @@ from torch import Tensor, nn
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def resolved(name: str, device: torch.device) -> str:
+    """`auto` is bf16 on a card, and no autocast on the CPU."""
+    return ("no" if device.type == "cpu" else "bf16") if name == "auto" else name
+
+
 class Precision:
-    """`no`, `bf16`, or `fp16` with a gradient scaler."""
+    """`auto`, `no`, `bf16`, or `fp16` with a gradient scaler."""
 
     def __init__(self, name: str, device: torch.device) -> None:
+        name = resolved(name, device)
         self.dtype = AUTOCAST.get(name)
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
-        self._scale_before = 0.0
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of the forward pass."""

@@ -54,7 +54,7 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
     objective = realise(config.objective).build(config.noise, config.train.seed)
     roles = roles_needed(config, objective)
     files.check(roles)
-    lazy = LazyModels(files, config.model, world.device, base_dtype=DTYPES[config.train.base_dtype])
+    lazy = LazyModels(files, config.model, world.device, base_dtype=base_dtype(config, world.device))
 
     data = _prepare(config, objective, lazy, world, bus)
     prompts = _encode_prompts(config, lazy)
@@ -80,6 +80,15 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
     total = plan.total_steps(config.train.steps, config.train.epochs)
     facts = {"data": data.digest, "models": files.digests(roles), "world_size": world.size}
     return Parts(config, world, models, files, trained, objective, optimizer, ema, data, plan, total, prompts=prompts, facts=facts)
+
+
+def base_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """The type the transformer is loaded in: that of the trained weights, or of the frozen base beside an adapter."""
+    if config.adapter is None:
+        return DTYPES[config.train.weights_dtype]
+    if config.train.base_dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return DTYPES[config.train.base_dtype]
 
 
 def _memory(config: RunConfig, models: Models) -> None:
