@@ -110,6 +110,15 @@ class Disk:
         self.tick("mkdir", path)
         path.mkdir(parents=True, exist_ok=True)
 
+    def make_folder(self, path: Path) -> None:
+        """`mkdir` that survives a power cut: the entries of new folders are on the medium too."""
+        path = path.absolute()
+        new = [folder for folder in (path, *path.parents) if not folder.exists()]
+        with storage_errors(path, self):
+            self.mkdir(path)
+            for folder in reversed(new):
+                self.fsync_folder(folder.parent)
+
     def remove(self, path: Path) -> None:
         """One file; no error when it is gone."""
         self.tick("remove", path)
@@ -281,7 +290,7 @@ class Disk:
     def probe(self, folder: Path) -> None:
         """Create, write, sync, rename and delete a file in `folder`: raises StorageError before a long run instead of after it."""
         with storage_errors(folder, self):
-            self.mkdir(folder)
+            self.make_folder(folder)
             path = folder / temporary_name("probe")
             self.write_file(path, b"probe")
             self.remove(path)

@@ -54,7 +54,7 @@ class StateFolder:
         final = self.path(state.step)
         tensors, numbers = split_optimizer(params, optimizer)
         size = sum(t.numel() * t.element_size() for t in [*params.values(), *tensors.values()])
-        self.disk.mkdir(self.folder)
+        self.disk.make_folder(self.folder)
         with self.disk.folder(final, extra={"step": state.step}, size=size) as folder:
             save_weights(folder / WEIGHTS, {name: param.detach() for name, param in params.items()}, {}, disk=self.disk)
             save_weights(folder / OPTIMIZER, tensors, {}, disk=self.disk)

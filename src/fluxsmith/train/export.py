@@ -24,7 +24,7 @@ def export_weights(parts: Parts, step: int, disk: Disk, bus: Bus, *, final: bool
     if not parts.world.is_main:
         return Path()
     path = weights_path(parts.config, step, final=final)
-    disk.mkdir(path.parent)
+    disk.make_folder(path.parent)
     if parts.trained.adapters is not None:
         _write_adapter(parts, path, step, disk, bus)
     else:

@@ -6,16 +6,15 @@ from pathlib import Path
 import torch
 
 from fluxsmith.config.choice import realise
-from fluxsmith.config.dump import to_toml
 from fluxsmith.config.schema import RunConfig
-from fluxsmith.errors import ConfigError, FluxsmithError, OutOfMemoryError, StopRequested
-from fluxsmith.events import Bus, RunFailed
+from fluxsmith.errors import ConfigError, FluxsmithError, OutOfMemoryError, StopRequested, StorageError
+from fluxsmith.events import Bus, RunFailed, Warned
 from fluxsmith.io.durable import Disk, RunLock, clean_temporary
 from fluxsmith.train.distributed import World, join_world
 from fluxsmith.train.report import write_report
 from fluxsmith.train.setup import build
 from fluxsmith.train.sinks.jsonl import JsonlSink
-from fluxsmith.train.trainer import Trainer
+from fluxsmith.train.trainer import Trainer, write_config
 
 
 def train(
@@ -35,8 +34,10 @@ def train(
     disk.probe(config.run.dir)
     with RunLock(config.run.dir):
         _check_fresh(config, resume)
-        clean_temporary(config.run.dir / "state", disk=disk)
-        disk.write_text(config.run.dir / "run.toml", to_toml(config))
+        for folder in (config.run.dir, config.run.dir / "state", config.run.dir / "weights"):
+            clean_temporary(folder, disk=disk)
+        if not _holds_run(config.run.dir):  # otherwise the config is written once the resume is granted
+            write_config(config, disk)
         bus = bus or Bus()
         bus.sinks[:0] = [JsonlSink(config.run.dir / "events.jsonl", disk)]
         bus.sinks += [realise(sink).build(config) for sink in config.sinks]
@@ -57,7 +58,10 @@ def _reported(config: RunConfig, world: World, bus: Bus, disk: Disk, allow_chang
         bus.send(RunFailed(0, error.kind, "; ".join(error.lines()), error.exit_code))
         raise
     finally:
-        write_report(config.run.dir, disk)
+        try:
+            write_report(config.run.dir, disk)
+        except StorageError as error:  # must not hide what ended the run
+            bus.send(Warned(f"the report could not be written: {error}"))
 
 
 def out_of_memory(config: RunConfig, error: Exception) -> OutOfMemoryError:
@@ -75,8 +79,11 @@ def out_of_memory(config: RunConfig, error: Exception) -> OutOfMemoryError:
 
 def _check_fresh(config: RunConfig, resume: bool) -> None:
     """Without --resume a folder that holds a run is left alone."""
-    holds_run = any((config.run.dir / "state").glob("step-*"))
-    if holds_run and not resume:
+    if _holds_run(config.run.dir) and not resume:
         raise ConfigError(
             "this folder holds a run already", where=str(config.run.dir), fix="add --resume to continue it, or choose another run.dir"
         )
+
+
+def _holds_run(run_dir: Path) -> bool:
+    return any((run_dir / "state").glob("step-*"))

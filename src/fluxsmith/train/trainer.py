@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from fluxsmith.config.schema import as_plain
+from fluxsmith.config.dump import to_toml
+from fluxsmith.config.schema import RunConfig, as_plain
 from fluxsmith.errors import ModelFileError, NumericError, StopRequested
 from fluxsmith.events import Bus, CheckpointSaved, PhaseStarted, RunEnded, RunStarted, StepEnded, Warned
 from fluxsmith.io.durable import Disk
@@ -222,14 +223,21 @@ class Trainer:
         self.precision.restore(state.scaler)
         self.step, self.exact_from, self.skipped_in_row = state.step, state.exact_from, state.skipped_in_row
         if changed:
-            self.exact_from = self.step
+            self.exact_from = self.step if self.exact_from is None else self.exact_from
             self.bus.send(Warned(f"the run is not exact from step {self.step}: {', '.join(changed)} changed"))
         altered = [key for key in sorted(self.schedule) if state.schedule.get(key) != self.schedule[key]]
         if altered:
             self.bus.send(Warned(f"from step {self.step} the schedule differs: {', '.join(altered)}"))
-        if self.parts.world.is_main and self.metrics.rewind(state.metrics_bytes):
-            self.bus.send(Warned(f"{self.metrics.path.name} lacks rows of steps before {self.step}; the weights are not affected"))
+        if self.parts.world.is_main:
+            if self.metrics.rewind(state.metrics_bytes):
+                self.bus.send(Warned(f"{self.metrics.path.name} lacks rows of steps before {self.step}; the weights are not affected"))
+            write_config(self.config, self.disk)
         self.bus.send(PhaseStarted("resume", f"resumed from step {self.step}"))
 
     def _trained_count(self) -> int:
         return sum(param.numel() for param in self.parts.trained.params.values())
+
+
+def write_config(config: RunConfig, disk: Disk) -> None:
+    """`run.toml`: the config that the folder's content was made with."""
+    disk.write_text(config.run.dir / "run.toml", to_toml(config))
