@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fluxsmith.adapters.base import AdapterSet
@@ -13,6 +14,7 @@ from fluxsmith.adapters.lora import Config, Lora, LoraPart, load_adapter
 from fluxsmith.errors import ConfigError, ModelFileError, NumericError
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.linear import Linear
+from fluxsmith.models.stream import Tokens
 
 QKV = "dit.double_blocks.0.img_attn.qkv"
 
@@ -264,3 +266,26 @@ def test_adapter_of_another_size_is_refused(dit: FluxDiT, tmp_path: Path, fixtur
     with pytest.raises(ModelFileError, match="the model has no such layers"):
         load_adapter(fixtures_root / "text-encoder-lora-tiny/kohya.safetensors", {"dit": dit})
     assert read_adapter(fixtures_root / "lora-encoder-tiny/lora_a_kohya.safetensors").layers
+
+
+def test_blocks_compile_whole_and_a_new_strength_compiles_nothing(dit: FluxDiT, fixtures_root: Path) -> None:
+    inputs = load_file(fixtures_root / "flux-dev-tiny/inputs.safetensors")
+    tokens = Tokens(*(inputs[name] for name in ("img", "img_ids", "txt", "txt_ids", "y", "timesteps", "guidance")))
+    made = Config(rank=4, split_qkv=True, targets="attention", alpha_by_pattern={r"\.1\.": 2.0}).build({"dit": dit})
+    with torch.no_grad():
+        for param in made.params.values():
+            param.normal_(std=0.1)
+    wanted = dit(tokens)
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    for block in dit.blocks:
+        block.compile(fullgraph=True, backend=backend, dynamic=False)
+    assert torch.allclose(dit(tokens), wanted, atol=1e-5)
+    before = len(graphs)
+    made.scale(0.5)
+    assert not torch.allclose(dit(tokens), wanted)
+    assert len(graphs) == before

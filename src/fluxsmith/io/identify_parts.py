@@ -11,6 +11,7 @@ from fluxsmith.io.keymaps import comfy, diffusers
 
 LATENT_CHANNELS = 16
 CLIP_G_WIDTH = 1280
+CLIP_ENDS = ("embeddings.token_embedding.weight", "embeddings.position_embedding.weight", "final_layer_norm.weight")
 LORA_KINDS = (  # variant, pattern; first match wins
     ("dora", re.compile(r"(dora_scale|lora_magnitude_vector)(\.weight)?$")),
     ("lokr", re.compile(r"\.lokr_w[12](_[ab])?$")),
@@ -175,19 +176,18 @@ def _vision(infos: Infos) -> Identity | None:
 
 
 def _text_encoders(infos: Infos) -> Identity | None:
-    if any(name.endswith("layer.0.SelfAttention.q.weight") for name in infos):
+    if any(re.search(r"encoder\.block\.\d+\.layer\.0\.SelfAttention\.q\.weight$", name) for name in infos):
         return _t5(infos)
-    if any(name.endswith("layers.0.self_attn.q_proj.weight") and not name.startswith(("model.", "visual.")) for name in infos):
+    if any(re.search(r"(^|\.)encoder\.layers\.\d+\.self_attn\.q_proj\.weight$", name) for name in infos):
         return _clip(infos, "")
     return None
 
 
 def _clip(infos: Infos, variant: str) -> Identity | None:
-    prefix = next(
-        (p for p in ("", "text_encoders.clip_l.transformer.") if f"{p}text_model.embeddings.token_embedding.weight" in infos), None
-    )
+    prefixes = ("", *comfy.BUNDLE_PREFIXES["clip_l"])
+    prefix = next((p for p in prefixes if any(name.startswith(f"{p}{comfy.CLIP_ROOT}encoder.layers.") for name in infos)), None)
     rooted = prefix is not None
-    if prefix is None and "embeddings.token_embedding.weight" not in infos:
+    if prefix is None and not any(name.startswith("encoder.layers.") for name in infos):
         return None
     root = f"{prefix or ''}{comfy.CLIP_ROOT if rooted else ''}"
     width = side(infos, f"{root}embeddings.token_embedding.weight", 1)
@@ -195,7 +195,7 @@ def _clip(infos: Infos, variant: str) -> Identity | None:
     problems = []
     if width == CLIP_G_WIDTH:
         problems.append("1280 wide: this is CLIP-G (of SDXL), FLUX uses CLIP-L")
-    missing = [name for name in ("final_layer_norm.weight", "embeddings.position_embedding.weight") if root + name not in infos]
+    missing = [name for name in CLIP_ENDS if root + name not in infos]
     missing += [f"encoder.layers.{i}" for i in range(layers[-1] + 1 if layers else 1) if i not in layers]
     if missing:
         problems.append(f"{len(missing)} tensors or layers are missing: {first_few(missing)}")
