@@ -158,7 +158,7 @@ def test_all_problems_at_once_with_places(run_file: Path) -> None:
         "run.toml:6:1: train.seed = -1 is not valid (should be greater than or equal to 0). Fix: change train.seed: Seed of every draw",
         'run.toml:9:1: train.max_grad_norm = "much" is not valid (should be a valid number, unable to parse string as a number). '
         "Fix: change train.max_grad_norm: Clip the global gradient norm to this; 0 is off",
-        "run.toml:8:1: train.precision = \"bf61\" is not valid (should be 'no', 'fp16' or 'bf16'). Fix: write \"bf16\"",
+        "run.toml:8:1: train.precision = \"bf61\" is not valid (should be 'auto', 'no', 'fp16' or 'bf16'). Fix: write \"bf16\"",
         "run.toml:5:1: train.stepz is not an option. Fix: write train.steps",
         "run.toml:7:1: train.lr is not an option. Fix: write optim.lr",
         "run.toml:18:1: run.dir is missing. Fix: add run.dir: The run folder; everything the run writes is in it",

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from fluxsmith.config import choice, positions
+from fluxsmith.config.nearby import find_nearby
 from fluxsmith.config.problems import problems_from
 from fluxsmith.config.rules import findings
 from fluxsmith.config.schema import RunConfig, as_plain
@@ -62,6 +63,8 @@ def load_config(
     problems = [
         Problem("there is no such file", str(file), fix="give --plugin the path of a .py file") for file in files if not file.is_file()
     ]
+    if not isinstance(source, Mapping):
+        find_nearby(tree, Path(source).expanduser().parent)
     changed, found = _override(tree, overrides)
     problems += found
     preset, from_preset = _fill_from_preset(tree)
@@ -96,7 +99,9 @@ def load_model(source: str | Path | Mapping[str, Any]) -> PluginConfig:
     Raises one ConfigError that holds every problem.
     """
     read = _read(source)
-    tree = {"model": read.tree.get("model", {})}
+    tree = {"model": dict(read.tree.get("model", {}))}
+    if not isinstance(source, Mapping):
+        find_nearby(tree, Path(source).expanduser().parent)
     try:
         section = TypeAdapter(Annotated[PluginConfig, choice.Choice(FAMILIES)])
         return section.validate_python(tree["model"])
