@@ -268,6 +268,7 @@ def test_adapter_of_another_size_is_refused(dit: FluxDiT, tmp_path: Path, fixtur
     assert read_adapter(fixtures_root / "lora-encoder-tiny/lora_a_kohya.safetensors").layers
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's compiler hides it by itself, unless errors
 def test_blocks_compile_whole_and_a_new_strength_compiles_nothing(dit: FluxDiT, fixtures_root: Path) -> None:
     inputs = load_file(fixtures_root / "flux-dev-tiny/inputs.safetensors")
     tokens = Tokens(*(inputs[name] for name in ("img", "img_ids", "txt", "txt_ids", "y", "timesteps", "guidance")))
