@@ -17,7 +17,7 @@ from fluxsmith.adapters.base import AdapterSet
 from fluxsmith.adapters.lora import load_adapter
 from fluxsmith.config.choice import realise
 from fluxsmith.config.section import PluginConfig
-from fluxsmith.errors import ConfigError
+from fluxsmith.errors import ConfigError, ModelFileError
 from fluxsmith.generate.guidance import guided
 from fluxsmith.generate.request import Picture, Request
 from fluxsmith.generate.samplers import SAMPLERS, Callback, Velocity
@@ -54,8 +54,15 @@ class Pipeline:
 
     def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
         """Add a LoRA of any readable format at a weight; several add up. Raises ModelFileError if it does not fit this model."""
-        name = f"lora{len(self.loras)}"
-        self.loras.append(load_adapter(resolve(path, "lora"), self.models.loaded(), strength=weight, name=name))
+        file = resolve(path, "lora")
+        try:
+            made = load_adapter(file, self.models.loaded(), strength=weight, name=f"lora{len(self.loras)}")
+        except ModelFileError as error:
+            problems = tuple(replace(problem, where=problem.where or str(file)) for problem in error.problems)
+            raise ModelFileError(str(problems[0]), problems=problems) from error
+        if weight == 0:
+            made.detach()  # a layer with an adapter adds its bias apart, so even a zero would change the last bits
+        self.loras.append(made)
 
     def clear_loras(self) -> None:
         """Take all LoRAs out again; the model is as it was loaded."""

@@ -1,0 +1,58 @@
+"""Noise levels: the shift of each preset by its formula, and where image to image begins."""
+
+import math
+
+import pytest
+import torch
+
+from fluxsmith.config.choice import config_class
+from fluxsmith.errors import ConfigError
+from fluxsmith.generate.schedule import sigmas
+
+FAMILY = "fluxsmith.models.family"
+
+
+def shift_of(preset: str) -> float | str:
+    return config_class(FAMILY, "flux1").model_validate({"type": "flux1", "preset": preset}).sampling_defaults()["shift"]
+
+
+@pytest.mark.parametrize(("tokens", "mu"), [(256, 0.5), (4096, 1.15), (1024, 0.63), (16384, 3.23)])
+def test_dev_shifts_by_the_number_of_tokens(tokens: int, mu: float) -> None:
+    """BFL: mu is linear through (256, 0.5) and (4096, 1.15), and s' = e^mu / (e^mu + 1/s - 1)."""
+    assert shift_of("dev") == "flux"
+    levels = sigmas(10, tokens=tokens, shift="flux")
+    expected = [1.0, *[math.exp(mu) / (math.exp(mu) + 1 / s - 1) for s in (1 - step / 10 for step in range(1, 10))], 0.0]
+    assert torch.allclose(levels.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-6)
+
+
+def test_schnell_has_no_shift() -> None:
+    assert shift_of("schnell") == "none"
+    assert sigmas(4, tokens=4096, shift="none").tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+def test_a_fixed_shift_does_not_depend_on_the_size() -> None:
+    levels = sigmas(4, tokens=256, shift=3.0)
+    assert torch.equal(levels, sigmas(4, tokens=4096, shift=3.0))
+    assert levels.tolist() == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0], abs=1e-6)
+
+
+def test_larger_pictures_stay_longer_at_high_noise() -> None:
+    small, large = sigmas(8, tokens=256), sigmas(8, tokens=4096)
+    assert bool((large[1:-1] > small[1:-1]).all())
+    assert bool((small.diff() < 0).all())
+
+
+@pytest.mark.ledger("DS-04")
+@pytest.mark.parametrize(("strength", "left"), [(1.0, 10), (0.6, 6), (0.3, 3), (0.01, 1)])
+def test_image_to_image_leaves_the_first_steps_out(strength: float, left: int) -> None:
+    """The levels that are walked are those of the full schedule, so the same strength means the same noise at any size."""
+    full = sigmas(10, tokens=1024)
+    part = sigmas(10, tokens=1024, strength=strength)
+    assert len(part) == left + 1
+    assert torch.equal(part, full[10 - left :])
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(0, 1.0), (4, 0.0), (4, 1.5), (4, -0.5)])
+def test_impossible_values_are_refused(steps: int, strength: float) -> None:
+    with pytest.raises(ConfigError):
+        sigmas(steps, tokens=256, strength=strength)
