@@ -1,5 +1,6 @@
 """`fluxsmith demo`: see a LoRA learn, in minutes, on any machine, without a download."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,6 @@ def command(
     again: Annotated[bool, typer.Option("--again", help="Delete an earlier demo in this folder first.")] = False,
 ) -> None:
     """Train the bundled tiny model's LoRA on a shape it has never seen, and show pictures from before and after."""
-    import shutil
-
     from fluxsmith.demo.demo import run_demo
     from fluxsmith.events import Bus
     from fluxsmith.train.sinks.progress import ProgressSink

@@ -59,9 +59,7 @@ def load_dit(
     return model
 
 
-def load_ae(
-    path: PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> AutoEncoder | TinyAutoEncoder:
+def load_ae(path: PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> AutoEncoder | TinyAutoEncoder:
     """The autoencoder, of either form, frozen and in eval mode."""
     with opened(path, "ae") as file:
         model: AutoEncoder | TinyAutoEncoder
@@ -95,9 +93,7 @@ def _renamed(tensors: Mapping[str, Source], kind: type[ClipText] | type[T5Text])
     return {kind.memory_key(key): source for key, source in tensors.items()}
 
 
-def _stream(
-    model: nn.Module, tensors: Mapping[str, Source], *, where: str, device: torch.device | str, dtype: torch.dtype
-) -> None:
+def _stream(model: nn.Module, tensors: Mapping[str, Source], *, where: str, device: torch.device | str, dtype: torch.dtype) -> None:
     expected = shapes_of(model)
     check_keys(expected, {key: source.shape for key, source in tensors.items()}, where)
     fill(model, {key: tensors[key].read for key in expected}, device=device, dtype=dtype)

@@ -20,9 +20,7 @@ TEXT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.floa
 class LazyModels:
     """The parts of one model config; `get` loads, `free` lets go."""
 
-    def __init__(
-        self, files: ModelFiles, config: PluginConfig, device: torch.device, *, base_dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, files: ModelFiles, config: PluginConfig, device: torch.device, *, base_dtype: torch.dtype = torch.float32) -> None:
         self.files = files
         self.options: dict[str, Any] = config.model_dump()
         self.device = device

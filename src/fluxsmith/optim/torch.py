@@ -20,9 +20,9 @@ CLASSES = {
 class Config(PluginConfig):
     """Any optimizer class of torch."""
 
-    name: Literal[
-        "adamw", "adam", "sgd", "radam", "nadam", "rmsprop", "adagrad", "adadelta", "adamax", "adafactor", "asgd", "rprop"
-    ] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "radam", "nadam", "rmsprop", "adagrad", "adadelta", "adamax", "adafactor", "asgd", "rprop"] = (
+        "adamw"
+    )
     """The optimizer."""
     lr: float = Field(1e-4, gt=0)
     """Learning rate."""

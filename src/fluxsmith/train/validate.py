@@ -17,6 +17,7 @@ from fluxsmith.events import Bus, SampleReady, ValidationEnded, Warned
 from fluxsmith.generate.pipeline import Pipeline
 from fluxsmith.generate.request import Request
 from fluxsmith.io.images import write_png
+from fluxsmith.io.metadata import png_text
 from fluxsmith.models.assembly import TextStates
 from fluxsmith.randomness import generator
 from fluxsmith.train.noise import Draws, draw_guidance
@@ -81,7 +82,7 @@ class Sampler:
         try:
             picture = pipeline.generate(request)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_png(path, picture.image, {"fluxsmith": str(picture.settings)})
+            write_png(path, picture.image, png_text({**picture.settings, "step": step}))
         except (FluxsmithError, RuntimeError, OSError) as error:
             self.bus.send(Warned(f"sample {index} failed at step {step}: {error}"))
             return

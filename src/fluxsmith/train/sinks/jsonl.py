@@ -1,7 +1,9 @@
 """events.jsonl: every event of a run, one JSON object a line; the truth that other views are made from."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 from fluxsmith.events import CacheProgress, Event
 from fluxsmith.io.durable import Disk
@@ -22,7 +24,16 @@ class JsonlSink:
         """Write one line."""
         if isinstance(event, CacheProgress) and event.done < event.total:
             return
-        self.disk.append_text(self.path, json.dumps(event.as_record(), ensure_ascii=False) + "\n")
+        self.disk.append_text(self.path, json.dumps(_finite(event.as_record()), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity become null: JSON has no word for them, and strict readers (browsers) refuse the whole line."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_torn(path: Path) -> bool:
@@ -34,12 +45,15 @@ def _is_torn(path: Path) -> bool:
         return file.read() != b"\n"
 
 
-def read_events(path: Path) -> list[dict[str, object]]:
-    """All events of a file; a torn last line is left out."""
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All events of a file; a line that a kill tore is left out."""
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    text = path.read_bytes().decode("utf-8", errors="replace") if path.exists() else ""
+    for line in text.split("\n"):  # not splitlines: a prompt may hold U+2028
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except ValueError:
             continue
+        if isinstance(event, dict) and "event" in event:
+            events.append(event)
     return events

@@ -9,6 +9,7 @@ from fluxsmith.events import (
     Event,
     PhaseStarted,
     RunEnded,
+    RunFailed,
     RunStarted,
     SampleReady,
     StepEnded,
@@ -31,6 +32,7 @@ class ProgressSink:
         self.task: TaskID | None = None
         self.total = 0
         self.rate = 0.0
+        self.is_first = True  # step of this session: its line shows soon that the run is alive
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -42,7 +44,10 @@ class ProgressSink:
             if event.done == event.total:
                 self._say(f"{event.what}: {event.done} of {event.total}")
         elif isinstance(event, RunEnded):
-            self._end(event)
+            self._close()
+            self._say(f"{'stopped' if event.stopped else 'done'} at step {event.step} after {duration(event.seconds)}")
+        elif isinstance(event, RunFailed):
+            self._close()  # the command prints the message
         else:
             line = describe(event)
             if line:
@@ -63,18 +68,26 @@ class ProgressSink:
         text = f"loss {event.loss:.4f}  lr {event.lr:.2e}  {self.rate:.2f} steps/s"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=event.step, description=text)
-        elif event.step % max(1, self.total // LINES) == 0 or event.step == self.total:
-            left = (self.total - event.step) / self.rate
-            self._say(f"step {event.step}/{self.total}  {text}  {left:.0f} s left")
+        elif self.is_first or event.step % max(1, self.total // LINES) == 0 or event.step == self.total:
+            self._say(f"step {event.step}/{self.total}  {text}  {duration((self.total - event.step) / self.rate)} left")
+        self.is_first = False
 
-    def _end(self, event: RunEnded) -> None:
+    def _close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
-        self._say(f"{'stopped' if event.stopped else 'done'} at step {event.step} after {event.seconds:.0f} s")
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """8.24 -> "8 s", 754 -> "12 min 34 s", 9000 -> "2 h 30 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def describe(event: Event) -> str:
