@@ -27,8 +27,11 @@ def command(
     from fluxsmith.train.run import train
     from fluxsmith.train.sinks.progress import ProgressSink
 
-    bus = Bus() if quiet else Bus(ProgressSink())
-    weights = train(loaded.config, resume=resume, allow_change=allow_change or (), bus=bus)
+    progress = ProgressSink()
+    try:
+        weights = train(loaded.config, resume=resume, allow_change=allow_change or (), bus=Bus() if quiet else Bus(progress))
+    finally:
+        progress.close()  # whatever happened, the terminal is left tidy
     if weights.name:
         typer.echo(f"weights: {weights}")
         typer.echo(f"report: {loaded.config.run.dir / 'report.html'}")

@@ -1,5 +1,7 @@
 """The run on a terminal: a bar with loss, rate and time left; plain lines where there is no terminal."""
 
+import time
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -19,6 +21,7 @@ from fluxsmith.events import (
 )
 
 LINES = 20  # plain lines for a whole run without a terminal
+QUIET_SECONDS = 10.0  # between two plain lines about a cache that is being filled
 
 
 class ProgressSink:
@@ -32,6 +35,7 @@ class ProgressSink:
         self.task: TaskID | None = None
         self.total = 0
         self.rate = 0.0
+        self.said = time.time()  # when a line about the caches was last written
         self.is_first = True  # step of this session: its line shows soon that the run is alive
 
     def __call__(self, event: Event) -> None:
@@ -41,13 +45,12 @@ class ProgressSink:
         elif isinstance(event, RunStarted):
             self._start(event)
         elif isinstance(event, CacheProgress):
-            if event.done == event.total:
-                self._say(f"{event.what}: {event.done} of {event.total}")
+            self._cache(event)
         elif isinstance(event, RunEnded):
-            self._close()
+            self.close()
             self._say(f"{'stopped' if event.stopped else 'done'} at step {event.step} after {duration(event.seconds)}")
         elif isinstance(event, RunFailed):
-            self._close()  # the command prints the message
+            self.close()  # the command prints the message
         else:
             line = describe(event)
             if line:
@@ -57,10 +60,28 @@ class ProgressSink:
         self.total = event.total_steps
         self._say(f"run {event.run_dir}: steps {event.start_step} to {event.total_steps}")
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=self.console)
-            self.task = self.bar.add_task("train", total=event.total_steps, completed=event.start_step)
-            self.bar.start()
+            self._open("train", event.total_steps, event.start_step)
+
+    def _open(self, name: str, total: int, done: int) -> None:
+        self.close()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=self.console)
+        self.task = self.bar.add_task(name, total=total, completed=done)
+        self.bar.start()
+
+    def _cache(self, event: CacheProgress) -> None:
+        """A bar of its own, or a line from time to time."""
+        if self.console.is_terminal and event.done < event.total:
+            if self.bar is None:
+                self._open(event.what, event.total, event.done)
+            if self.bar is not None and self.task is not None:
+                self.bar.update(self.task, completed=event.done)
+            return
+        if event.done == event.total:
+            self.close()
+        if event.done == event.total or event.time - self.said >= QUIET_SECONDS:
+            self._say(f"{event.what}: {event.done} of {event.total}")
+            self.said = event.time
 
     def _step(self, event: StepEnded) -> None:
         rate = 1 / max(event.seconds, 1e-9)
@@ -72,7 +93,8 @@ class ProgressSink:
             self._say(f"step {event.step}/{self.total}  {text}  {duration((self.total - event.step) / self.rate)} left")
         self.is_first = False
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Take the bar away; lines go on."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
