@@ -1,6 +1,7 @@
 """fluxsmith trains and runs FLUX.1 models.
 
 The names below are the public face; each is imported when it is first used, so `import fluxsmith` is fast and without torch.
+Training from Python: `from fluxsmith.train.run import train` (the name `fluxsmith.train` is the folder).
 """
 
 import importlib
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
         StopRequested,
         StorageError,
     )
+    from fluxsmith.events import Bus
+    from fluxsmith.generate.pipeline import Pipeline
+    from fluxsmith.generate.request import Picture, Request
 
 __version__ = "0.1.0.dev0"
 __all__ = [
+    "Bus",
     "ConfigError",
     "DataError",
     "FluxsmithError",
@@ -31,14 +36,25 @@ __all__ = [
     "ModelFileError",
     "NumericError",
     "OutOfMemoryError",
+    "Picture",
+    "Pipeline",
     "Problem",
+    "Request",
     "RunConfig",
     "RunLockedError",
     "StopRequested",
     "StorageError",
     "load_config",
 ]
-_HOMES = {"LoadedConfig": "config.load", "RunConfig": "config.schema", "load_config": "config.load"}  # the others: errors
+_HOMES = {  # the others: errors
+    "Bus": "events",
+    "LoadedConfig": "config.load",
+    "Picture": "generate.request",
+    "Pipeline": "generate.pipeline",
+    "Request": "generate.request",
+    "RunConfig": "config.schema",
+    "load_config": "config.load",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,9 +4,10 @@
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from fluxsmith.adapters.base import AdapterSet
 from fluxsmith.adapters.lora import load_adapter
 from fluxsmith.config.choice import realise
+from fluxsmith.config.load import load_model
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.errors import ConfigError, ModelFileError
 from fluxsmith.generate.guidance import guided
@@ -42,8 +44,12 @@ class Pipeline:
         self.loras: list[AdapterSet] = []
 
     @classmethod
-    def load(cls, model: PluginConfig, *, device: str = "auto", dtype: torch.dtype | None = None) -> "Pipeline":
-        """Load all parts of a `model` section. `dtype` of the transformer: fp32 on the CPU and bf16 on a card by default."""
+    def load(cls, model: PluginConfig | Mapping[str, Any], *, device: str = "auto", dtype: torch.dtype | None = None) -> "Pipeline":
+        """Load all parts of a `model` section (or a dict with its keys).
+
+        `dtype` of the transformer: fp32 on the CPU and bf16 on a card by default.
+        """
+        model = model if isinstance(model, PluginConfig) else load_model({"model": dict(model)})
         place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
         if place.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError("there is no CUDA device", fix="use --device cpu, or install torch for your card and its driver")
