@@ -14,7 +14,7 @@ STYLE = """
 svg { max-width: 100%; height: auto; display: block; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
 .grid { stroke: var(--line); stroke-width: 1; } .curve { fill: none; stroke: var(--ink); stroke-width: 1.8; stroke-linejoin: round; }
-.thin { stroke-opacity: .3; stroke-width: 1; } .dot { fill: var(--ink); }
+.thin { stroke-opacity: .45; stroke-width: 1; } .dot { fill: var(--ink); }
 """
 
 

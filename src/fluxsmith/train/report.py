@@ -42,7 +42,8 @@ table { border-collapse: collapse; } td, th { padding: .25rem 1rem .25rem 0; tex
 th { color: var(--soft); white-space: nowrap; } td { overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
 figure { margin: 0 0 1.4rem; } figcaption { margin-bottom: .4rem; } .row { display: flex; gap: .8rem; }
 .row div { flex: 0 0 auto; font-size: .82rem; color: var(--soft); }
-img { display: block; border-radius: 6px; width: 200px; } .pair img { width: 320px; max-width: 44vw; }
+img { display: block; border-radius: 6px; width: 200px; } .pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr)); gap: 0 1.4rem; }
+.pairs img { width: 13rem; }
 .small { image-rendering: pixelated; }
 pre { overflow-x: auto; background: var(--card); padding: 1rem; border-radius: 8px; font-size: .85rem; } summary { cursor: pointer; }
 """
@@ -195,17 +196,17 @@ def _by_sample(samples: Sequence[Record]) -> dict[tuple[str, str], dict[int, Rec
     return table
 
 
-def _figure(prompt: str, pictures: Sequence[tuple[int, str]], style: str = "") -> str:
+def _figure(prompt: str, pictures: Sequence[tuple[int, str]]) -> str:
     cells = "".join(f"<div>{picture}step {step}</div>" for step, picture in pictures)
-    return f'<figure><figcaption>{html.escape(prompt)}</figcaption><div class="row scroll {style}">{cells}</div></figure>'
+    return f'<figure><figcaption>{html.escape(prompt)}</figcaption><div class="row scroll">{cells}</div></figure>'
 
 
 def _before_after(samples: Sequence[Record], run_dir: Path) -> str:
     rows = []
     for (prompt, _), steps in _by_sample(samples).items():
         if len(steps) > 1:
-            rows.append(_figure(prompt, [(step, _picture(steps[step], run_dir)) for step in (min(steps), max(steps))], "pair"))
-    return "".join(rows)
+            rows.append(_figure(prompt, [(step, _picture(steps[step], run_dir)) for step in (min(steps), max(steps))]))
+    return f'<div class="pairs">{"".join(rows)}</div>' if rows else ""
 
 
 def _samples(samples: Sequence[Record], run_dir: Path) -> str:

@@ -66,7 +66,8 @@ class Trainer:
         begun = time.monotonic()
         self._resume(allow_change)
         total = self.parts.total_steps
-        facts = {**self.parts.facts, "epoch_batches": self.parts.plan.per_epoch, "trained": self._trained_count()}
+        facts = {**self.parts.facts, **machine_facts(self.parts.world.device)}
+        facts |= {"epoch_batches": self.parts.plan.per_epoch, "trained": self._trained_count()}
         self.bus.send(RunStarted(str(self.run_dir), total, self.step, as_plain(self.config), facts))
         if self.config.train.dry_step and self.step < total:
             self._dry_step()
