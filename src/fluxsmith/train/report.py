@@ -42,7 +42,8 @@ table { border-collapse: collapse; } td, th { padding: .25rem 1rem .25rem 0; tex
 th { color: var(--soft); white-space: nowrap; } td { overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
 figure { margin: 0 0 1.4rem; } figcaption { margin-bottom: .4rem; } .row { display: flex; gap: .8rem; }
 .row div { flex: 0 0 auto; font-size: .82rem; color: var(--soft); }
-img { display: block; border-radius: 6px; width: 200px; } .pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr)); gap: 0 1.4rem; }
+img { display: block; border-radius: 6px; width: 200px; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr)); gap: 0 1.4rem; }
 .pairs img { width: 13rem; }
 .small { image-rendering: pixelated; }
 pre { overflow-x: auto; background: var(--card); padding: 1rem; border-radius: 8px; font-size: .85rem; } summary { cursor: pointer; }
