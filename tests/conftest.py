@@ -1,10 +1,13 @@
 """What all tests share: the fixtures folder, a tiny model, one torch thread, the `ledger` and `gpu` marks, a plain result line."""
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tomlkit
 import torch
 from PIL import Image
 
@@ -91,3 +94,44 @@ def tiny_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(low).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"a {['red', 'blue', 'green', 'yellow'][number % 4]} circle {number}", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_section: dict[str, str], tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """A LoRA run on the tiny model as plain values: `tiny_run(tmp_path / "run", {"train.steps": 2, "adapter": None})`."""
+    cache = tmp_path_factory.mktemp("tiny-cache")
+
+    def make(run_dir: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "model": dict(tiny_section),
+            "adapter": {"type": "lora", "rank": 2},
+            "optim": {"type": "torch", "lr": 1e-3},
+            "train": {"steps": 4, "seed": 3, "device": "cpu", "threads": 1},
+            "data": [{"type": "folder", "path": str(tiny_pictures), "resolution": 32, "batch_size": 2}],
+            "cache": {"dir": str(cache)},
+            "run": {"dir": str(run_dir)},
+        }
+        for key, value in (changes or {}).items():
+            *path, last = key.split(".")
+            place: Any = values
+            for part in path:
+                place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+            if value is None:
+                place.pop(last, None)
+            else:
+                place[last] = value
+        return values
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run_file(tiny_run: Callable[..., dict[str, Any]]) -> Callable[..., Path]:
+    """The same as a TOML file beside the run folder; returns the file's path."""
+
+    def make(run_dir: Path, changes: Mapping[str, Any] | None = None) -> Path:
+        path = run_dir.with_name(f"{run_dir.name}.toml")
+        path.write_text(tomlkit.dumps(tiny_run(run_dir, changes)), encoding="utf-8")
+        return path
+
+    return make
