@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing with them")
+    parser.addoption("--all-crash-points", action="store_true", help="cut runs at every point instead of at an even sample")
 
 
 def pytest_configure() -> None:
@@ -107,7 +108,7 @@ def tiny_run(tiny_section: dict[str, str], tiny_pictures: Path, tmp_path_factory
             "adapter": {"type": "lora", "rank": 2},
             "optim": {"type": "torch", "lr": 1e-3},
             "train": {"steps": 4, "seed": 3, "device": "cpu", "threads": 1},
-            "data": [{"type": "folder", "path": str(tiny_pictures), "resolution": 32, "batch_size": 2}],
+            "data": [{"type": "folder", "path": str(tiny_pictures), "resolution": 32, "batch_size": 2, "buckets": {"step": 16, "min": 16}}],
             "cache": {"dir": str(cache)},
             "run": {"dir": str(run_dir)},
         }
