@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	$(RUN) -m fluxsmith demo
+	$(RUN) -m fluxsmith demo --again
 
 test: setup
 	$(RUN) -m pytest -q -n $(JOBS)
