@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fluxsmith.cli.main import run
 from fluxsmith.io.durable import RunLock
@@ -175,6 +176,9 @@ def test_resume_with_a_changed_run_is_refused_with_a_diff(tiny_run_file: Make, t
         (["model.path=nowhere.safetensors"], 4, "nowhere.safetensors"),
         (["train.max_grad_norm=0", "optim.lr=1e36"], 5, "the weights were not touched"),
         (["run.dir=/proc/nowhere"], 7, "/proc/nowhere"),
+        pytest.param(
+            ["train.device=cuda"], 2, "no CUDA device", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )

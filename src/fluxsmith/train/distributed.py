@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fluxsmith.errors import ConfigError
+
 
 class World:
     """A group of processes; the default is this one alone."""
@@ -88,9 +90,13 @@ class Distributed(World):
 
 
 def join_world(device: str) -> World:
-    """This process alone, or its place among those that a launcher started."""
+    """This process alone, or its place among those that a launcher started. Raises ConfigError for a card that is not there."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "train.device = cuda, but there is no CUDA device", fix="write train.device = cpu, or install torch for your card"
+        )
     if not dist.is_torchelastic_launched():
         return World(torch.device(device))
     from accelerate import PartialState  # seconds of import time that one process does not need
