@@ -61,9 +61,12 @@ class StateFolder:
             if ema is not None:
                 save_weights(folder / EMA, ema.shadow, {}, disk=self.disk)
             self.disk.write_json(folder / STATE, {**state.__dict__, "optimizer": numbers})
-        whole = [path for step, path in numbered_folders(self.folder) if step <= state.step]  # later ones were passed over on resume
-        self.disk.prune(whole[:-keep])
+        self.retire(state.step, keep)
         return final
+
+    def retire(self, step: int, keep: int) -> None:
+        """Prune states up to `step` beyond the newest `keep`; later ones were passed over on resume and do not count."""
+        self.disk.prune([path for number, path in numbered_folders(self.folder) if number <= step][:-keep])
 
     def newest(self) -> Newest:
         """The newest complete state, and why newer ones were passed over."""

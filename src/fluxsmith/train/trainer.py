@@ -115,6 +115,8 @@ class Trainer:
     def _catch_up(self) -> None:
         """What a kill between a state and the files that follow it left undone."""
         last = self.step == self.parts.total_steps
+        if self.parts.world.is_main:
+            self.states.retire(self.step, self.config.checkpoint.keep)
         if self._checkpoint_due() and not last and not weights_path(self.config, self.step).exists():
             export_weights(self.parts, self.step, self.disk, self.bus)
         self.sampler.after(self.step, last=last, only_missing=True)
