@@ -28,9 +28,14 @@ from fluxsmith.io.manifest import newest_complete
 from fluxsmith.io.safetensors import open_weights
 from fluxsmith.train.run import train
 
-KINDS: dict[str, Options] = {"full": {}, "lora": {**LORA, "adapter.dropout": 0.2, "adapter.rank_dropout": 0.1}}
+KINDS: dict[str, Options] = {
+    "full": {},
+    "lora": {**LORA, "adapter.dropout": 0.2, "adapter.rank_dropout": 0.1, "adapter.targets": "attention"},
+}
 TIMES = ("ss_training_started_at", "ss_training_finished_at", "modelspec.date")  # metadata that is a time
 UNBOUND = ("events.jsonl", "report.html", "run.toml", "run.lock")  # say what happened, with times; not part of the result
+
+WEIGHTS = "state/step-000024/weights.safetensors"
 
 Findings = dict[str, Any]
 
@@ -97,7 +102,7 @@ def spread(points: Sequence[int], count: int) -> list[int]:
     return list(points) if len(points) <= count else [points[i * len(points) // count] for i in range(count)]
 
 
-def crash(bench: Bench, count: int, share: tuple[int, int] = (0, 1)) -> Findings:
+def crash(bench: Bench, count: int, share: tuple[int, int] = (0, 1), *, stop_at_first: bool = False) -> Findings:
     """Die at `count` points (0: all), resume, compare; `share` (k, n) takes the k-th of every n of them.
 
     One point in ten is at a line of events.jsonl, which carries no state.
@@ -122,8 +127,11 @@ def crash(bench: Bench, count: int, share: tuple[int, int] = (0, 1)) -> Findings
         if problem:
             operation, path = counting.points[point]
             problems[point] = f"{operation} {path.name}: {problem}"
+            if stop_at_first:
+                break
     kinds = sorted({counting.points[point][0] for point in chosen})
-    return {"points": len(chosen), "of": len(counting.points), "operations": kinds, "resumed": resumed, "from_start": started, "problems": problems}
+    counts = {"points": len(chosen), "of": len(counting.points), "resumed": resumed, "from_start": started}
+    return {**counts, "operations": kinds, "problems": problems}
 
 
 def twice(bench: Bench, count: int) -> Findings:
@@ -196,15 +204,40 @@ def possible_states(bench: Bench) -> list[tuple[dict[str, bytes | None], int]]:
     return list(found.values())
 
 
-def mutant(bench: Bench, name: str) -> Findings:
-    """Break one thing on purpose; the checks must see it."""
-    MUTANTS[name]()
-    for check, work in (("crash", lambda: crash(bench, 12)), ("power", lambda: power(bench, 150, stop_at_first=True))):
-        shutil.rmtree(bench.root, ignore_errors=True)
-        problems = work()["problems"]
-        if problems:
-            return {"caught_by": check, "how": next(iter(problems.values()))}
-    return {"caught_by": ""}
+def captions(bench: Bench) -> Findings:
+    """The same pictures with other captions, in the caches of before, must train other weights."""
+    bench.run_straight()
+    for path in sorted((bench.model / "pictures").glob("*.txt")):
+        path.write_text("a tiny black cross", encoding="utf-8")
+    bench.train(bench.root / "edited" / "run")
+    found = result_of(bench.root / "edited" / "run")
+    is_same = found[WEIGHTS] == bench.straight[WEIGHTS]
+    return {"problems": {0: "other captions, same weights"} if is_same else {}}
+
+
+def faults(bench: Bench) -> Findings:
+    """Put each fault in and look for it with the check that should see it; every check first runs without a fault."""
+    checks: dict[str, Callable[[Bench], Findings]] = {
+        "crash": lambda bench: crash(bench, 12, stop_at_first=True),
+        "power": lambda bench: power(bench, 150, stop_at_first=True),
+        "captions": captions,
+    }
+    bench.run_straight()
+    caught = {}
+    for name, (fault, check) in MUTANTS.items():
+        root = bench.root / name
+        shutil.copytree(bench.model, root / "model")
+
+        def look(root: Path = root, check: str = check, fault: Callable[[], None] = fault) -> None:
+            fault()
+            own = Bench(root / "work", root / "model", bench.changes)
+            (root / "found.json").write_text(json.dumps(checks[check](own)["problems"]))
+
+        failed = in_child(look)
+        problems = {} if failed else json.loads((root / "found.json").read_text())
+        caught[name] = f"{check}: {next(iter(problems.values()))}" if problems else ""
+        shutil.rmtree(root)
+    return {"caught": caught}
 
 
 def main() -> None:
@@ -213,8 +246,8 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     root, begun = Path(job["root"]), time.monotonic()
     bench = Bench(root / "work", Path(job["model"]), {**KINDS[job["kind"]], **job.get("changes", {})})
-    if job["task"] == "mutant":
-        findings = mutant(bench, job["name"])
+    if job["task"] in ("faults", "captions"):
+        findings = {"faults": faults, "captions": captions}[job["task"]](bench)
     elif job["task"] == "crash":
         findings = crash(bench, job["count"], tuple(job["share"]))
     else:

@@ -170,24 +170,25 @@ def folder_not_synced() -> None:
 
 
 def key_without_caption() -> None:
-    """Cached text states are found whatever the caption says. Caught by the test that edits a caption."""
+    """Cached text states are found whatever the caption says."""
     dataset.text_key = lambda caption, encoder: "one key for all"
 
 
-MUTANTS: dict[str, Callable[[], None]] = {
-    fault.__name__: fault
-    for fault in (
-        no_random_state,
-        dropout_by_local_count,
-        schedule_from_local_step,
-        no_average,
-        position_off_by_one,
-        optimizer_step_reset,
-        rename_before_fsync,
-        prune_before_rename,
-        manifest_before_data,
-        row_twice,
-        rows_not_synced,
-        folder_not_synced,
-    )
+MUTANTS: dict[str, tuple[Callable[[], None], str]] = {  # name -> fault, and the check that should see it
+    fault.__name__: (fault, check)
+    for check, faults in {
+        "crash": (
+            no_random_state,
+            dropout_by_local_count,
+            schedule_from_local_step,
+            no_average,
+            position_off_by_one,
+            optimizer_step_reset,
+            manifest_before_data,
+            row_twice,
+        ),
+        "power": (rename_before_fsync, prune_before_rename, rows_not_synced, folder_not_synced),
+        "captions": (key_without_caption,),
+    }.items()
+    for fault in faults
 }
