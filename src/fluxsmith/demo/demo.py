@@ -10,21 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from fluxsmith.config.load import LoadedConfig, load_config
 from fluxsmith.config.schema import RunConfig
 from fluxsmith.demo.measure import SIDE, Scores, measure, read, scenes_to_draw
-from fluxsmith.demo.scenes import Scene, caption
-from fluxsmith.demo.shapes import Drawings, write_dataset
+from fluxsmith.demo.scenes import COLORS, POSITIONS, Scene, caption, random_scene
+from fluxsmith.demo.shapes import Drawings, draw, write_dataset
 from fluxsmith.events import Bus
 from fluxsmith.generate.grid import Cell, grid
 from fluxsmith.generate.pipeline import Pipeline
 from fluxsmith.generate.request import Request
 from fluxsmith.io.images import write_png
+from fluxsmith.randomness import python_random
 from fluxsmith.train.run import train
 
 RUN_FILE = Path(__file__).parent / "run.toml"
 CONCEPT, TRIGGER = "heart", "zibbo"
-PICTURES, KEEPERS = 24, 48  # of the concept, and of what the model should not forget
+PICTURES, KEEPERS = 24, 144  # of the concept, and of what the model should not forget
 TRIGGER_SCENES, BASE_SCENES = 10, 40
 SHOWN_BASE = 5  # base captions under the concept's pictures in the grids
 SEED = 2000
@@ -45,10 +48,24 @@ class Look:
     cells: tuple[Cell, ...]
 
 
+def concept_scenes() -> list[Scene]:
+    """Two dozen scenes of the concept that go through all places and colours in turn, none of them kept for evaluation."""
+    scenes: list[Scene] = []
+    for number in range(PICTURES):
+        rng = python_random(SEED, "concept", number)
+        wanted = (POSITIONS[number % len(POSITIONS)], tuple(COLORS)[number % len(COLORS)])
+        draws = (random_scene(rng, shapes=(CONCEPT,)) for _ in range(10_000))
+        scenes.append(next(scene for scene in draws if (scene.position, scene.color) == wanted))
+    return scenes
+
+
 def write_pictures(folder: Path) -> None:
     """The concept's pictures with their trigger, and drawings of known shapes that keep the model from forgetting."""
-    concept = Drawings(shapes=(CONCEPT,), styles=("flat", "gradient"), shape_word=TRIGGER)
-    write_dataset(folder / "zibbo", PICTURES, seed=5, drawings=concept)
+    for number, scene in enumerate(concept_scenes()):
+        path = folder / "zibbo" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw(scene, SIDE, seed=number).numpy()).save(path)
+        path.with_suffix(".txt").write_text(caption(scene, shape_word=TRIGGER) + "\n", encoding="utf-8")
     write_dataset(folder / "known", KEEPERS, seed=6, drawings=Drawings())
 
 
