@@ -5,6 +5,7 @@ Only the bytes of the tensor that is asked for are read; nothing is mapped.
 """
 
 import json
+import mmap
 import os
 from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 }  # fmt: skip
 STORED_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 LAYOUT_ORDER: Mapping[str, int] = {name: place for place, name in enumerate(DTYPE_BITS)}
+OWN_PAGES = 1 << 20  # bytes from which a buffer is mapped instead of taken from the heap
 READ_BYTES = 1 << 30  # the kernel reads at most 2 GiB at a time
 
 
@@ -87,11 +89,11 @@ class WeightsFile:
     def _path_of(self, name: str) -> str:
         return str(self.paths[self._shard_of[name]])
 
-    def _read(self, name: str, info: TensorInfo) -> bytearray:
+    def _read(self, name: str, info: TensorInfo) -> bytearray | mmap.mmap:
         shard = self._shard_of[name]
         if shard not in self._fds:
             self._fds[shard] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        buffer = bytearray(info.size)
+        buffer = _buffer(info.size)
         view, place = memoryview(buffer), self.headers[shard].data_offset + info.start
         while view:
             count = os.preadv(self._fds[shard], [view[:READ_BYTES]], place)
@@ -114,6 +116,12 @@ class WeightsFile:
     def __del__(self) -> None:
         if "_fds" in self.__dict__:  # __init__ may have raised
             self.close()
+
+
+def _buffer(size: int) -> bytearray | mmap.mmap:
+    """Memory for one tensor. Large ones get pages of their own, which go back at once when a cast makes them superfluous
+    (from the heap, loading a 16-bit file in another type leaves holes of an eighth of the model)."""
+    return bytearray(size) if size < OWN_PAGES else mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def open_weights(path: str | os.PathLike[str]) -> WeightsFile:

@@ -78,7 +78,9 @@ class SingleStreamBlock(nn.Module):
         out = attention(q, k, v, mask)
         out = out + _ip(q, ip, after_block=False) if ip else out
         x = x + mod.gate * self.linear2(torch.cat((out, F.gelu(mlp, approximate="tanh")), dim=-1))
-        txt, img = x.split((txt.shape[1], img.shape[1]), dim=1)
+        length = txt.shape[1]
+        txt, img = x.split((length, img.shape[1]), dim=1)
+        img = img + _ip(q[:, :, length:], ip, after_block=True) if ip else img
         return img, txt
 
 

@@ -105,7 +105,7 @@ def _stream(model: nn.Module, tensors: Mapping[str, Source], *, where: str, devi
 def _hints(path: PathLike, weights: WeightsFile) -> dict[str, Any]:
     """From the file's own metadata, or from a config.json beside it (only whitelisted numbers)."""
     if HINTS in weights.metadata:
-        return json.loads(weights.metadata[HINTS])
+        return _hints_of(weights.metadata[HINTS], str(path))
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     config = folder / "config.json"
     if not config.is_file():
@@ -115,3 +115,11 @@ def _hints(path: PathLike, weights: WeightsFile) -> dict[str, Any]:
     except ValueError as error:
         raise ModelFileError("config.json cannot be read", where=str(config), why=str(error), fix="copy it again, or remove it") from error
     return {key: values[key] for key in ("num_attention_heads",) if isinstance(values.get(key), int)}
+
+
+def _hints_of(text: str, where: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        what = f"its metadata entry {HINTS} cannot be read"
+        raise ModelFileError(what, where=where, why=str(error), fix="use the original file") from error

@@ -1,0 +1,68 @@
+"""Each block compiles whole (`fullgraph`), and hooks around blocks never make it compile again.
+
+The backend `aot_eager` traces and partitions forward and backward like the real ones but makes no machine code.
+"""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import tiny_run
+import torch
+from streams import At, Residual, extra_keys, tokens
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from fluxsmith.models.flux import FluxDiT
+from fluxsmith.models.stream import BlockHook
+
+
+def with_extra_keys(scale: Tensor) -> BlockHook:
+    """For both blocks, made anew with each call."""
+    return At(0, lambda stream: stream._replace(ip=(extra_keys(1.0, after_block=False)._replace(scale=scale),)))
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo looks at it
+
+
+@pytest.fixture
+def compiled() -> Iterator[tuple[FluxDiT, CompileCounterWithBackend]]:
+    torch._dynamo.reset()
+    counter, dit = CompileCounterWithBackend("aot_eager"), tiny_run.random_dit()
+    for block in dit.blocks:
+        block.compile(backend=counter, fullgraph=True, dynamic=False)
+    yield dit, counter
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_blocks_compile_whole_and_once(compiled: tuple[FluxDiT, CompileCounterWithBackend], train: bool) -> None:
+    dit, counter = compiled
+    plain = tiny_run.random_dit()
+    dit.requires_grad_(train)
+    with torch.set_grad_enabled(train):
+        for seed in range(3):
+            torch.testing.assert_close(dit(tokens(seed)), plain(tokens(seed)), atol=1e-5, rtol=0)
+    assert counter.frame_count == 2, "one graph a block"
+
+
+def test_fresh_hooks_do_not_compile_again(compiled: tuple[FluxDiT, CompileCounterWithBackend]) -> None:
+    dit, counter = compiled
+    plain = tiny_run.random_dit()
+    kinds: list[Callable[[Tensor], BlockHook]] = [Residual, with_extra_keys]
+    seen = []
+    for make in kinds:
+        for seed in range(4):
+            scale = torch.tensor(0.5 + seed)
+            torch.testing.assert_close(dit(tokens(seed), [make(scale)]), plain(tokens(seed), [make(scale)]), atol=1e-5, rtol=0)
+            seen.append(counter.frame_count)
+    assert seen[1:4] == [seen[0]] * 3
+    assert seen[5:] == [seen[4]] * 3
+    assert seen[-1] <= 4, "each block: without and with extra keys"
+
+
+def test_gradients_equal_eager_ones(compiled: tuple[FluxDiT, CompileCounterWithBackend]) -> None:
+    dit, plain = compiled[0], tiny_run.random_dit()
+    for model in (dit, plain):
+        model(tokens(0), [Residual(torch.tensor(0.3))]).square().mean().backward()
+    for (name, one), other in zip(dit.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-4, msg=name)
