@@ -1,6 +1,7 @@
 """What a run says about itself in the metadata of its weights: settings, counts, captions (facts for io/metadata.py)."""
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,7 @@ def training_facts(parts: Parts, step: int, name: str) -> TrainingFacts:
         output_name=name,
         session_id=str(int(session[:8], 16)),
         started_at=parts.started_at,
+        finished_at=time.time(),
         adapter_args={key: value for key, value in adapter.items() if key not in ("type", "rank", "alpha", "init_from") and value},
         rank=adapter.get("rank", "Dynamic"),
         alpha=adapter.get("alpha") or adapter.get("rank", "Dynamic"),
