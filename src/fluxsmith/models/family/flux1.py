@@ -11,12 +11,19 @@ from fluxsmith.config.section import PluginConfig
 
 PRESETS = {
     "dev": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 28, "guidance": 3.5, "defaults": {}},
-    "schnell": {"t5_length": 256, "shift": "none", "side": 1024, "steps": 4, "guidance": 0.0, "defaults": {}},
-    "krea": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 28, "guidance": 4.5, "defaults": {}},
-    "kontext": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 28, "guidance": 2.5, "defaults": {}},
-    "fill": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 50, "guidance": 30.0, "defaults": {}},
-    "canny": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 50, "guidance": 30.0, "defaults": {}},
-    "depth": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 50, "guidance": 10.0, "defaults": {}},
+    "schnell": {
+        "t5_length": 256,
+        "shift": "none",
+        "side": 1024,
+        "steps": 4,
+        "guidance": 0.0,
+        "defaults": {"sample.*.steps": 4, "sample.*.guidance": 0.0},
+    },
+    "krea": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 28, "guidance": 4.5, "defaults": {"sample.*.guidance": 4.5}},
+    "kontext": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 28, "guidance": 2.5, "defaults": {"sample.*.guidance": 2.5}},
+    "fill": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 50, "guidance": 30.0, "defaults": {"sample.*.guidance": 30.0}},
+    "canny": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 50, "guidance": 30.0, "defaults": {"sample.*.guidance": 30.0}},
+    "depth": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 50, "guidance": 10.0, "defaults": {"sample.*.guidance": 10.0}},
     "flux-shapes": {
         "t5_length": 24,
         "shift": "none",
@@ -24,7 +31,14 @@ PRESETS = {
         "steps": 12,
         "guidance": 2.5,
         "files": "bundle:flux-shapes",
-        "defaults": {"noise.sampling": "sigmoid"},
+        "defaults": {
+            "noise.sampling": "sigmoid",
+            "data.*.resolution": 64,
+            "sample.*.width": 64,
+            "sample.*.height": 64,
+            "sample.*.steps": 12,
+            "sample.*.guidance": 2.5,
+        },
     },
 }
 
