@@ -86,25 +86,27 @@ def read_state(folder: Path) -> State:
 @torch.no_grad()
 def restore(folder: Path, params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ema: Ema | None) -> None:
     """Put weights, optimizer state and EMA back, strictly. Raises ModelFileError if anything is missing or misshapen."""
-    with open_weights(folder / WEIGHTS) as weights:
-        _same_names(set(weights.keys()), set(params), folder / WEIGHTS)
-        for name, param in params.items():
-            param.copy_(weights.tensor(name))
-    if ema is not None:
-        with open_weights(folder / EMA) as averages:
-            _same_names(set(averages.keys()), set(ema.shadow), folder / EMA)
-            for name, shadow in ema.shadow.items():
-                shadow.copy_(averages.tensor(name))
+    _copy_into(params, folder / WEIGHTS)
+    if ema is not None:  # a run that had no average before begins it here
+        _copy_into(ema.shadow, folder / (EMA if (folder / EMA).exists() else WEIGHTS))
     numbers = json.loads((folder / STATE).read_text(encoding="utf-8"))["optimizer"]
     with open_weights(folder / OPTIMIZER) as stored:
         tensors = {key: stored.tensor(key) for key in stored}
     join_optimizer(params, optimizer, tensors, numbers)
 
 
-def _same_names(found: set[str], expected: set[str], where: Path) -> None:
-    if found != expected:
-        odd = sorted(found ^ expected)[:5]
-        raise ModelFileError(f"the state holds other tensors than the run: {', '.join(odd)}", where=str(where), fix="start a new run")
+def _copy_into(targets: Mapping[str, Tensor], path: Path) -> None:
+    """Every tensor of the file into the target of its name."""
+    with open_weights(path) as stored:
+        shapes = {name: info.shape for name, info in stored.infos.items()}
+        odd = sorted(
+            name for name in shapes.keys() | targets.keys() if name not in targets or shapes.get(name) != tuple(targets[name].shape)
+        )
+        if odd:
+            what = f"the state holds other tensors than the run: {', '.join(odd[:5])}"
+            raise ModelFileError(what, where=str(path), fix="set back what changed, or start a new run")
+        for name, target in targets.items():
+            target.copy_(stored.tensor(name))
 
 
 def split_optimizer(params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """metrics.jsonl: one row an optimizer step, exactly once, with the loss as a hex float; and what it weighs on resume."""
 
 import json
+import math
 from pathlib import Path
 
 from fluxsmith.io.durable import Disk
@@ -16,8 +17,9 @@ class Metrics:
 
     def add(self, step: int, loss: float, lr: float, grad_norm: float) -> None:
         """One row."""
-        row = {"step": step, "loss": loss, "loss_hex": loss.hex(), "lr": lr, "grad_norm": grad_norm, "grad_norm_hex": grad_norm.hex()}
-        text = json.dumps(row) + "\n"
+        values = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+        row = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}  # JSON has no NaN
+        text = json.dumps({**row, "loss_hex": loss.hex(), "grad_norm_hex": grad_norm.hex()}) + "\n"
         self.disk.append_text(self.path, text)
         self.size += len(text)
 
