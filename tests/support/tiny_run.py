@@ -4,6 +4,7 @@ One double and one single block of width 32, text encoders and autoencoder to ma
 `config(folder, run_dir, ...)` as often as wanted. Used by tests/train, tests/test_distributed.py and bench/.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,7 +102,7 @@ def config(model: Path, run_dir: Path, changes: Options | None = None, *, data: 
         if value is None:
             place.pop(last, None)
         else:
-            place[last] = value
+            place[last] = copy.deepcopy(value)  # a later key may reach into it
     return load_config(plain).config
 
 

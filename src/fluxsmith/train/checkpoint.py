@@ -98,10 +98,9 @@ def restore(folder: Path, params: Mapping[str, nn.Parameter], optimizer: torch.o
 def _copy_into(targets: Mapping[str, Tensor], path: Path) -> None:
     """Every tensor of the file into the target of its name."""
     with open_weights(path) as stored:
-        shapes = {name: info.shape for name, info in stored.infos.items()}
-        odd = sorted(
-            name for name in shapes.keys() | targets.keys() if name not in targets or shapes.get(name) != tuple(targets[name].shape)
-        )
+        found = {name: info.shape for name, info in stored.infos.items()}
+        expected = {name: tuple(target.shape) for name, target in targets.items()}
+        odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         if odd:
             what = f"the state holds other tensors than the run: {', '.join(odd[:5])}"
             raise ModelFileError(what, where=str(path), fix="set back what changed, or start a new run")

@@ -43,7 +43,7 @@ def identity_of(config: RunConfig, facts: Mapping[str, Any]) -> tuple[dict[str, 
     plain = flatten(as_plain(config))
     schedule = {key: value for key, value in plain.items() if _in(key, SCHEDULE)}
     identity = {key: value for key, value in plain.items() if not _is_free(key) and not _in(key, SCHEDULE)}
-    return {**identity, **{f"facts.{key}": value for key, value in facts.items()}}, schedule
+    return {**identity, **flatten(facts, "facts")}, schedule
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
