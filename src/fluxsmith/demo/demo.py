@@ -54,7 +54,7 @@ def concept_scenes() -> list[Scene]:
     for number in range(PICTURES):
         rng = python_random(SEED, "concept", number)
         wanted = (POSITIONS[number % len(POSITIONS)], tuple(COLORS)[number % len(COLORS)])
-        draws = (random_scene(rng, shapes=(CONCEPT,)) for _ in range(10_000))
+        draws = (random_scene(rng, shapes=(CONCEPT,), styles=("flat",)) for _ in range(10_000))
         scenes.append(next(scene for scene in draws if (scene.position, scene.color) == wanted))
     return scenes
 
@@ -77,7 +77,7 @@ def demo_config(folder: Path, changes: Sequence[str] = ()) -> LoadedConfig:
 
 def look(pipeline: Pipeline) -> Look:
     """Draw trigger captions and base captions, and judge them."""
-    scenes = scenes_to_draw(TRIGGER_SCENES, SEED, shapes=(CONCEPT,))
+    scenes = scenes_to_draw(TRIGGER_SCENES, SEED, shapes=(CONCEPT,), styles=("flat",))
     concept, cells = 0, []
     for number, scene in enumerate(scenes):
         cell, shape = _draw(pipeline, scene, caption(scene, shape_word=TRIGGER), SEED + number)

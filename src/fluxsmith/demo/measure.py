@@ -15,7 +15,7 @@ from PIL import Image
 
 from fluxsmith.config.load import load_model
 from fluxsmith.demo.judge import Reading, judge
-from fluxsmith.demo.scenes import BASE_SHAPES, Scene, caption, random_scene
+from fluxsmith.demo.scenes import BASE_SHAPES, STYLES, Scene, caption, random_scene
 from fluxsmith.generate.pipeline import Pipeline
 from fluxsmith.generate.request import Request
 from fluxsmith.randomness import python_random
@@ -33,9 +33,9 @@ class Scores(NamedTuple):
     pictures: int
 
 
-def scenes_to_draw(count: int, seed: int, *, shapes: Sequence[str] = BASE_SHAPES) -> list[Scene]:
+def scenes_to_draw(count: int, seed: int, *, shapes: Sequence[str] = BASE_SHAPES, styles: Sequence[str] = STYLES) -> list[Scene]:
     """Scenes whose combination of shape, colour, position and background is never in a training set."""
-    return [random_scene(python_random(seed, "measure", number), shapes=shapes, held_out=True) for number in range(count)]
+    return [random_scene(python_random(seed, "measure", number), shapes=shapes, styles=styles, held_out=True) for number in range(count)]
 
 
 def read(image: Image.Image) -> Reading:
