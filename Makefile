@@ -43,3 +43,4 @@ test-gpu: setup
 
 docs: setup
 	$(RUN) -m fluxsmith.config.dump docs/reference
+	$(RUN) -m pytest -q tests/docs/test_cli_reference.py --update-golden

@@ -1,4 +1,4 @@
-"""docs/reference/cli.md is made from the commands' own help: `python -m pytest tests/docs --update-golden` renews it."""
+"""docs/reference/cli.md is made from the commands' own help: `make docs` renews it."""
 
 import importlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from fluxsmith.cli.verbs import Verb, available
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "cli.md"
 HEAD = """# Commands
 
-Made from the commands' own help (`python -m pytest tests/docs --update-golden`); do not edit.
+Made by `make docs` from the commands' own help; do not edit.
 
 `fluxsmith COMMAND --help` shows the same. `--debug` anywhere shows tracebacks, `fluxsmith --version` the version.
 Changes of a run file are written `key=value` behind it: `train.steps=500`, `data.0.path=cats`, `adapter=null` (takes a value away).
@@ -80,7 +80,7 @@ def page() -> str:
 def test_the_reference_is_up_to_date(update_golden: bool) -> None:
     if update_golden:
         PAGE.write_text(page(), encoding="utf-8")
-    assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m pytest tests/docs --update-golden`"
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `make docs`"
 
 
 def test_every_option_is_explained() -> None:

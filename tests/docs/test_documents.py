@@ -71,6 +71,12 @@ def test_run_files_are_valid(block: Block) -> None:
     load_config(merged)
 
 
+def test_the_tutorial_quotes_the_example() -> None:
+    example = ROOT / "examples" / "tiny" / "run.toml"
+    quoted = [block for block in of("toml") if block.file == "docs/tutorial/first-lora.md"]
+    assert [line for block in quoted for line in block.text.splitlines() if line not in example.read_text().splitlines()] == []
+
+
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 
