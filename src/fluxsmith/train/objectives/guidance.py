@@ -45,10 +45,11 @@ class GuidanceDistillation:
         self.noise = noise
         self.seed = seed
         self._teacher: FluxDiT | None = None
+        self._mask_text = False
 
     def start(self, models: Models) -> None:
         """Keep the starting weights as the teacher; called once, before any resumed weights are loaded."""
-        self._teacher = copy.deepcopy(models.dit)
+        self._teacher, self._mask_text = copy.deepcopy(models.dit), models.mask_text
         if self._teacher is None or not self._teacher.params.guidance_embed:
             raise ConfigError("guidance distillation needs a model with a guidance embedder", fix="use a dev-shaped model")
         self._teacher.requires_grad_(False).eval()
@@ -71,5 +72,6 @@ class GuidanceDistillation:
 
     def _guided(self, teacher: FluxDiT, noisy: Tensor, texts: tuple[TextStates, TextStates], sigma: Tensor, guidance: Tensor) -> Tensor:
         fixed = torch.full_like(sigma, self.config.teacher_guidance)
-        conditional, unconditional = (velocity(teacher, noisy, text, Level(sigma, fixed)).float() for text in texts)
+        level, mask_text = Level(sigma, fixed), self._mask_text
+        conditional, unconditional = (velocity(teacher, noisy, text, level, mask_text=mask_text).float() for text in texts)
         return unconditional + guidance.view(-1, 1, 1, 1) * (conditional - unconditional)
