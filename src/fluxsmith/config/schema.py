@@ -207,7 +207,7 @@ class RunSection(Section):
     name: str = ""
     """Name of the weights files; by default the folder's name."""
     grace_seconds: PositiveFloat = 30.0
-    """Time a stop signal leaves for the checkpoint."""
+    """Seconds that your machine leaves between a stop signal and a kill; a run warns when saving takes longer."""
 
 
 class RunConfig(Section):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from fluxsmith.config.load import LoadedConfig, load_config
@@ -106,6 +107,7 @@ def run_demo(folder: Path, bus: Bus, say: Callable[[str], None], changes: Sequen
     say(f"drawing {PICTURES} pictures of a shape the model has never seen, called '{TRIGGER}'")
     write_pictures(folder / "pictures")
     config = demo_config(folder, changes).config
+    torch.set_num_threads(max(1, config.train.threads))  # tiny tensors: more threads only wait for each other
     before = _look_at(config, None)
     write_look(folder / "before.png", before)
     say(f"before: {before.concept} of {TRIGGER_SCENES} pictures show it")

@@ -200,7 +200,11 @@ class Trainer:
             self.step, self.metrics.size, self.identity, self.schedule, self.exact_from, self.skipped_in_row, self.precision.state()
         )
         path = self.states.save(state, self.parts.trained.params, self.parts.optimizer, self.parts.ema, keep=self.config.checkpoint.keep)
-        self.bus.send(CheckpointSaved(self.step, str(path), time.monotonic() - begun))
+        seconds = time.monotonic() - begun
+        self.bus.send(CheckpointSaved(self.step, str(path), seconds))
+        if seconds > self.config.run.grace_seconds:
+            grace = f"run.grace_seconds = {self.config.run.grace_seconds:g}"
+            self.bus.send(Warned(f"saving took {seconds:.0f} s, longer than {grace}: a stop signal may not leave time for a state"))
 
     def _refuse_nonfinite(self) -> None:
         bad = [name for name, param in self.parts.trained.params.items() if not bool(param.isfinite().all())]
