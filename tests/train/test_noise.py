@@ -9,7 +9,7 @@ from fluxsmith.config.schema import NoiseConfig
 from fluxsmith.train.noise import draw, loss_weight, noisy_input, prediction, sample_sigmas, sigma_table
 
 SHAPE = (16, 4, 6)
-SAMPLINGS = ("sigma", "uniform", "sigmoid", "shift", "flux_shift")
+SAMPLINGS = ("sigma", "uniform", "sigmoid", "shift", "flux_shift", "beta")
 
 
 def config(**options: Any) -> NoiseConfig:
@@ -96,3 +96,24 @@ def test_the_straight_line() -> None:
     assert torch.equal(noisy_input(clean, noise, torch.zeros(2)), clean)
     assert torch.equal(noisy_input(clean, noise, torch.ones(2)), noise)
     torch.testing.assert_close(noisy_input(clean, noise, torch.full((2,), 0.25)), 0.75 * clean + 0.25 * noise)
+
+
+@pytest.mark.ledger("ST-14")
+def test_bell_beta_shift_and_custom_levels() -> None:
+    """The sampling kinds of a flow schedule: where the levels fall, and that they are keyed by the sample."""
+    indices = list(range(400))
+
+    def levels(**options: Any) -> torch.Tensor:
+        return draw(config(**options), 1, indices, (1, 2, 2)).sigma
+
+    bell, shifted = levels(sampling="sigmoid"), levels(sampling="shift", shift=3.0)
+    assert abs(bell.mean() - 0.5) < 0.03
+    assert torch.allclose(shifted, 3 * bell / (1 + 2 * bell))
+    small, large = (draw(config(sampling="sigmoid", auto_shift=True), 1, indices, (1, side, side)).sigma for side in (32, 128))
+    assert small.mean() < large.mean()
+    high, low = levels(sampling="beta", beta=(5.0, 2.0)), levels(sampling="beta", beta=(2.0, 5.0))
+    assert abs(high.mean() - 5 / 7) < 0.03
+    assert abs(low.mean() - 2 / 7) < 0.03
+    custom = levels(sampling="custom", custom=(0.25, 0.5, 1.0))
+    assert {round(float(level), 2) for level in custom} == {0.25, 0.5, 1.0}
+    assert abs((custom == 0.25).float().mean() - 1 / 3) < 0.08

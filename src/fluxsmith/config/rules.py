@@ -115,6 +115,18 @@ def noise_range(config: RunConfig) -> Iterator[Finding]:
         yield Finding(("noise", "guidance"), "noise.guidance is (low, high)", "put the smaller value first")
 
 
+def custom_levels(config: RunConfig) -> Iterator[Finding]:
+    """The list of noise levels and the sampling that reads it come together."""
+    noise = config.noise
+    if (noise.sampling == "custom") != bool(noise.custom):
+        fix = "write both, for example custom = [0.25, 0.5, 0.75, 1.0], or neither"
+        yield Finding(("noise", "custom"), 'noise.custom belongs to noise.sampling = "custom"', fix)
+    if any(not 0 < level <= 1 for level in noise.custom):
+        yield Finding(("noise", "custom"), "noise levels are above 0 and at most 1", "divide timesteps by 1000")
+    if noise.sampling == "custom" and (noise.auto_shift or noise.min_sigma > 0 or noise.max_sigma < 1):
+        yield Finding(("noise", "custom"), "custom levels are used as they are", "remove auto_shift, min_sigma and max_sigma")
+
+
 def weighting(config: RunConfig) -> Iterator[Finding]:
     """A weighting that nothing reads is a wish that is not granted."""
     noise = config.noise
@@ -240,6 +252,7 @@ RULES: tuple[Rule, ...] = (
     latent_cache,
     color_jitter,
     noise_range,
+    custom_levels,
     weighting,
     auto_shift,
     schedule,

@@ -40,14 +40,18 @@ class ScheduleConfig(Section):
 class NoiseConfig(Section):
     """Which noise level each sample is trained at, and what the model predicts."""
 
-    sampling: Literal["sigma", "uniform", "sigmoid", "shift", "flux_shift"] = "flux_shift"
+    sampling: Literal["sigma", "uniform", "sigmoid", "shift", "flux_shift", "beta", "custom"] = "flux_shift"
     """Distribution of the noise level; flux_shift depends on the picture's size as inference does."""
     sigmoid_scale: PositiveFloat = 1.0
     """Factor on the normal draw before the sigmoid (sigmoid, shift, flux_shift)."""
     shift: PositiveFloat = 3.0
     """Shift of `sigma` and `shift`: s' = shift s / (1 + (shift - 1) s)."""
     auto_shift: bool = False
-    """Compute the shift from the picture's size (as flux_shift) for `uniform`, `sigmoid` and `shift`."""
+    """Compute the shift from the picture's size (as flux_shift) for `uniform`, `sigmoid`, `shift` and `beta`."""
+    beta: tuple[PositiveFloat, PositiveFloat] = (2.0, 2.0)
+    """Both parameters of `beta`: equal ones give a bell around 0.5, a larger first one favours noise."""
+    custom: tuple[float, ...] = ()
+    """The noise levels that `custom` chooses from, each in (0, 1]."""
     weighting: Literal["none", "sigma_sqrt", "logit_normal", "mode", "cosmap"] = "none"
     """Density of `sigma` (logit_normal, mode) or loss weight (sigma_sqrt, cosmap, with sigma_scaled)."""
     logit_mean: float = 0.0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fluxsmith.config.schema import NoiseConfig
 from fluxsmith.models.shift import apply_shift, shift_for_tokens
-from fluxsmith.randomness import generator
+from fluxsmith.randomness import generator, python_random
 
 TABLE = 1000  # discrete levels of `sampling = "sigma"`
 
@@ -31,13 +31,18 @@ def draw(config: NoiseConfig, seed: int, indices: Sequence[int], shape: Sequence
     u, z, g, noise = [], [], [], []
     for index in indices:
         keyed = generator(seed, "timestep", index)
-        u.append(torch.rand((), generator=keyed))
+        u.append(beta_draw(config, seed, index) if config.sampling == "beta" else torch.rand((), generator=keyed))
         z.append(torch.randn((), generator=keyed))
         g.append(torch.rand((), generator=keyed))
         noise.append(torch.randn(tuple(shape), generator=generator(seed, "noise", index)))
     tokens = (shape[-2] // 2) * (shape[-1] // 2)
     sigma = sample_sigmas(config, torch.stack(u), torch.stack(z), tokens)
     return Draws(sigma, torch.stack(noise), draw_guidance(config, torch.stack(g)))
+
+
+def beta_draw(config: NoiseConfig, seed: int, index: int) -> Tensor:
+    """A beta-distributed draw in fp32, 0-dim."""
+    return torch.tensor(python_random(seed, "timestep", index).betavariate(*config.beta))
 
 
 def draw_guidance(config: NoiseConfig, u: Tensor) -> Tensor:
@@ -52,13 +57,17 @@ def sample_sigmas(config: NoiseConfig, u: Tensor, z: Tensor, tokens: int) -> Ten
     """Noise levels from unit-uniform draws u and unit-normal draws z, (B,) each.
 
     sigma: index floor(1000 density(u)) into the shifted table, which runs from noise to picture; uniform: u;
-    sigmoid: sigmoid(scale z); shift and flux_shift: the same, shifted by `shift` or by the picture's size.
+    sigmoid: sigmoid(scale z); shift and flux_shift: the same, shifted by `shift` or by the picture's size; beta: u, which was
+    drawn from that distribution; custom: one of the given levels.
     """
+    if config.sampling == "custom":
+        levels = torch.tensor(config.custom)
+        return levels[(u * len(levels)).long().clamp(max=len(levels) - 1)]
     if config.sampling == "sigma":
         index = (density(config, u, z) * TABLE).long().clamp(max=TABLE - 1)
         sigma = sigma_table(config.shift)[index]
     else:
-        sigma = u if config.sampling == "uniform" else torch.sigmoid(config.sigmoid_scale * z)
+        sigma = u if config.sampling in ("uniform", "beta") else torch.sigmoid(config.sigmoid_scale * z)
         if config.sampling == "flux_shift" or config.auto_shift:
             sigma = apply_shift(sigma, shift_for_tokens(tokens))
         elif config.sampling == "shift":
