@@ -44,6 +44,7 @@ __all__ = [
 
 Buffer = bytes | bytearray | memoryview
 FULL = (errno.ENOSPC, errno.EDQUOT)
+JOINED = 1 << 16  # bytes below which buffers are joined before they are written
 NO_FALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
 
 
@@ -297,22 +298,21 @@ class Disk:
 
 
 def _chunks(data: Iterable[Buffer]) -> Iterator[Buffer]:
-    """The same bytes in pieces of CHUNK: small buffers are joined, large ones sliced without copying."""
+    """The same bytes in pieces of at most CHUNK: small buffers are joined, large ones sliced without copying."""
     small = bytearray()
     for buffer in data:
         view = memoryview(buffer).cast("B")
-        if len(small) + len(view) <= CHUNK:
+        is_large = len(view) >= JOINED
+        if small and (is_large or len(small) + len(view) > CHUNK):
+            yield small
+            small = bytearray()
+        if is_large:
+            for start in range(0, len(view), CHUNK):
+                yield view[start : start + CHUNK]
+        else:
             small += view
-            continue
-        if small:
-            yield bytes(small)
-            small.clear()
-        whole = len(view) // CHUNK * CHUNK
-        for start in range(0, whole, CHUNK):
-            yield view[start : start + CHUNK]
-        small += view[whole:]
     if small:
-        yield bytes(small)
+        yield small
 
 
 def readable_size(size: float) -> str:
