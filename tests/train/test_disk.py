@@ -90,12 +90,30 @@ def test_a_run_on_a_disk_that_fills_up(go: Go, at: int) -> None:
     assert ran.error is not None
     assert ran.error.exit_code == 7
     assert ran.states == [2]
-    assert "disk full" in str(ran.error)
+    text = "\n".join(ran.error.lines())
+    assert "disk full" in text
+    assert "the newest state is that of step 2" in text
     again = go({"checkpoint.every": 2}, resume=True)
     assert again.error is None
     assert again.losses == straight.losses
     assert same(again.weights, straight.weights)
     assert hidden(again.folder) == []
+
+
+def test_a_lack_of_space_is_told_at_the_start(go: Go) -> None:
+    class Small(FullDisk):
+        def free_bytes(self, path: Path) -> int:
+            return 300_000
+
+    assert "states and one being written need about" in go({}, disk=Small(10**9)).warnings
+    assert go({}, "roomy").warnings == ""
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(go: Go) -> None:
+    ran = go({"model.path": "does-not-exist.safetensors"}, disk=FullDisk(1, errno.EROFS))
+    assert ran.error is not None
+    assert ran.error.exit_code == 7
+    assert "cannot write here" in str(ran.error)
 
 
 def test_a_full_log_ends_the_run_with_7(go: Go) -> None:

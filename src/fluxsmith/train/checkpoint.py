@@ -5,7 +5,7 @@ MANIFEST.json (written last). Order of the data, captions and noise need no stat
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fluxsmith.errors import ModelFileError, StorageError
-from fluxsmith.io.durable import Disk, newest_complete, numbered_folders
+from fluxsmith.errors import ModelFileError, Problem, StorageError
+from fluxsmith.io.durable import Disk, newest_complete, numbered_folders, readable_size
 from fluxsmith.io.manifest import Newest
 from fluxsmith.io.safetensors import open_weights, save_weights
 from fluxsmith.train.ema import Ema
@@ -51,18 +51,40 @@ class StateFolder:
         self, state: State, params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ema: Ema | None, *, keep: int
     ) -> Path:
         """Write a complete state, then prune older ones beyond `keep`. Raises StorageError; older states stay untouched."""
-        final = self.path(state.step)
         tensors, numbers = split_optimizer(params, optimizer)
-        size = sum(t.numel() * t.element_size() for t in [*params.values(), *tensors.values()])
-        self.disk.make_folder(self.folder)
-        with self.disk.folder(final, extra={"step": state.step}, size=size) as folder:
-            save_weights(folder / WEIGHTS, {name: param.detach() for name, param in params.items()}, {}, disk=self.disk)
-            save_weights(folder / OPTIMIZER, tensors, {}, disk=self.disk)
-            if ema is not None:
-                save_weights(folder / EMA, ema.shadow, {}, disk=self.disk)
-            self.disk.write_json(folder / STATE, {**state.__dict__, "optimizer": numbers})
+        files = {WEIGHTS: {name: param.detach() for name, param in params.items()}, OPTIMIZER: tensors}
+        if ema is not None:
+            files[EMA] = ema.shadow
+        small = {**state.__dict__, "optimizer": numbers}
+        try:
+            self._write(self.path(state.step), files, small)
+        except StorageError as error:
+            raise StorageError(str(error), problems=(*error.problems, self._what_is_left())) from error
         self.retire(state.step, keep)
-        return final
+        return self.path(state.step)
+
+    def _write(self, final: Path, files: Mapping[str, Mapping[str, Tensor]], small: Mapping[str, Any]) -> None:
+        self.disk.make_folder(self.folder)
+        with self.disk.folder(final, extra={"step": small["step"]}, size=sum(_bytes(part.values()) for part in files.values())) as folder:
+            for name, tensors in files.items():
+                save_weights(folder / name, tensors, {}, disk=self.disk)
+            self.disk.write_json(folder / STATE, small)
+
+    def _what_is_left(self) -> Problem:
+        numbers = [number for number, _ in numbered_folders(self.folder)]
+        what = f"the newest state is that of step {numbers[-1]}" if numbers else "there is no older state"
+        return Problem(what, where=str(self.folder), fix="start again with --resume when the disk is well")
+
+    def lack_of_space(self, params: Mapping[str, nn.Parameter], ema: Ema | None, keep: int) -> str:
+        """A warning if the states of a run will not fit (moments reckoned as two fp32 numbers a weight), else nothing."""
+        count = sum(param.numel() for param in params.values())
+        one = _bytes(params.values()) + 8 * count + (4 * count if ema is not None else 0)
+        need, free = one * (keep + 1), self.disk.free_bytes(self.folder)
+        if free >= need:
+            return ""
+        return (
+            f"{keep} states and one being written need about {readable_size(need)}, {readable_size(free)} are free in {self.folder.parent}"
+        )
 
     def retire(self, step: int, keep: int) -> None:
         """Prune states up to `step` beyond the newest `keep`; later ones were passed over on resume and do not count."""
@@ -71,6 +93,10 @@ class StateFolder:
     def newest(self) -> Newest:
         """The newest complete state, and why newer ones were passed over."""
         return newest_complete(self.folder)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def read_state(folder: Path) -> State:

@@ -32,7 +32,7 @@ def train(
     if not world.is_main:
         return Trainer(build(config, world, Bus()), Bus(), disk).run(allow_change)
     disk.probe(config.run.dir)
-    with RunLock(config.run.dir):
+    with RunLock(config.run.dir) as lock:
         _check_fresh(config, resume)
         for folder in (config.run.dir, config.run.dir / "state", config.run.dir / "weights"):
             clean_temporary(folder, disk=disk)
@@ -40,7 +40,7 @@ def train(
             write_config(config, disk)
         bus = bus or Bus()
         bus.sinks[:0] = [JsonlSink(config.run.dir / "events.jsonl", disk)]
-        bus.sinks += [realise(sink).build(config) for sink in config.sinks]
+        bus.sinks += [lambda event: lock.beat(), *(realise(sink).build(config) for sink in config.sinks)]
         return _reported(config, world, bus, disk, allow_change)
 
 

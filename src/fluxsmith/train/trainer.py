@@ -69,6 +69,9 @@ class Trainer:
         facts = {**self.parts.facts, **machine_facts(self.parts.world.device)}
         facts |= {"epoch_batches": self.parts.plan.per_epoch, "trained": self._trained_count()}
         self.bus.send(RunStarted(str(self.run_dir), total, self.step, as_plain(self.config), facts))
+        lack = self.states.lack_of_space(self.parts.trained.params, self.parts.ema, self.config.checkpoint.keep)
+        if lack and self.parts.world.is_main:
+            self.bus.send(Warned(lack))
         if self.config.train.dry_step and self.step < total:
             self._dry_step()
         if self.step == 0:
