@@ -1,5 +1,6 @@
 """Options every dataset has, whatever its source; a source's `Config` in `data/sources/` adds where records come from."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -19,6 +20,8 @@ class CaptionConfig(Section):
     """A picture without a caption file: stop, leave the picture out, or train it with `trigger` or an empty caption."""
     empty: Literal["error", "skip", "allow"] = "allow"
     """A caption file with no text in it."""
+    first_line: bool = False
+    """Use only the first line of a caption file (without `wildcards`)."""
     encoding: str = "utf-8"
     """Text encoding; a byte order mark is always honoured."""
     trigger: str = ""
@@ -71,6 +74,8 @@ class DatasetConfig(PluginConfig):
 
     name: str = ""
     """Name in reports; by default the folder's name."""
+    group: str = ""
+    """Datasets with the same group share their batches; they must agree in resolution, batch_size and buckets."""
     resolution: PositiveInt | tuple[PositiveInt, PositiveInt] = 1024
     """Area of a picture: one side of a square, or (width, height), pixels."""
     batch_size: PositiveInt = 1
@@ -87,6 +92,16 @@ class DatasetConfig(PluginConfig):
     """Mirror half of the uses (drawn per use)."""
     color_jitter: float = Field(default=0.0, ge=0, le=1)
     """Strength of random brightness, contrast and saturation changes; needs `cache.latents = "off"`."""
+    color_aug: bool = False
+    """A third of the uses get a slight hue shift or gamma change, as in sd-scripts; needs `cache.latents = "off"`."""
+    face_crop: tuple[float, float] | None = None
+    """Crop around the face in the file name (`..._cx_cy_w_h`), so large that the face is 1 / factor of it, factor drawn between the two."""
+    alpha_mask: bool = False
+    """Use a picture's transparency as its loss mask."""
+    mask_dir: Path | None = None
+    """Folder of loss masks with the pictures' names; white is learned, black is not (red channel)."""
+    condition_dir: Path | None = None
+    """Folder of condition pictures with the pictures' names, for the training of a control model."""
     interpolation: Interpolation = "auto"
     """Resize filter; auto is area when both sides shrink, else Lanczos."""
     background: tuple[int, int, int] = (255, 255, 255)
@@ -95,6 +110,12 @@ class DatasetConfig(PluginConfig):
     """Pictures with more pixels are refused before they are decoded."""
     regularisation: bool = False
     """These pictures keep what the model knows: they are balanced against the others and weighted by `weight`."""
+    preserve: bool = False
+    """Train these samples towards the base model's own prediction instead of the picture."""
+    validation_share: float | None = Field(default=None, ge=0, le=1)
+    """Share of these pictures that is held out; by default `validation.share`; 1 holds out all of them."""
+    validation_seed: int | None = Field(default=None, ge=0)
+    """Seed of the choice; by default `validation.seed`."""
     weight: float = Field(default=1.0, ge=0)
     """Factor on the loss of these samples."""
     max_skipped: float = Field(default=0.1, ge=0, le=1)

@@ -66,6 +66,10 @@ class NoiseConfig(Section):
     """Lowest noise level trained."""
     max_sigma: float = Field(default=1.0, ge=0, le=1)
     """Highest noise level trained."""
+    input_noise: NonNegativeFloat = 0.0
+    """Extra Gaussian noise on the model's input, not in the target, as a factor on the noise (input perturbation, Ning et al. 2023)."""
+    input_noise_random: bool = False
+    """Draw that factor uniformly between 0 and `input_noise` for each sample."""
     guidance: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat] = 1.0
     """Value of the guidance embedder, or (low, high) drawn uniformly per sample; models without the embedder ignore it."""
 
@@ -75,6 +79,12 @@ class MemoryConfig(Section):
 
     checkpointing: bool = False
     """Recompute activations in backward instead of keeping them."""
+    checkpointing_offload: bool = False
+    """Keep the inputs of recomputed blocks in host memory; needs `checkpointing`."""
+    swap_blocks: int = Field(default=0, ge=0)
+    """Blocks of the transformer whose weights wait in host memory, half of the number double blocks, twice the rest single ones."""
+    fused_update: Literal["off", "tensor", "block"] = "off"
+    """Update inside the backward pass and free gradients at once, tensor by tensor or block by block; needs `train.accumulation = 1`."""
     compile: bool = False
     """Compile each block with torch.compile."""
 
@@ -143,8 +153,12 @@ class SampleConfig(Section):
     """What to avoid (with `cfg` other than 1)."""
     every: NonNegativeInt = 0
     """Every N steps; 0 is only before the first and after the last step."""
+    every_epochs: NonNegativeInt = 0
+    """Every N epochs; 0 is off."""
     first: bool = True
     """Also before step 1, for comparison."""
+    last: bool = True
+    """Also after the last step."""
     width: PositiveInt = 1024
     """Pixels, multiple of 16."""
     height: PositiveInt = 1024
@@ -166,6 +180,8 @@ class ValidationConfig(Section):
 
     every: NonNegativeInt = 0
     """Steps between two measurements; 0 is off."""
+    every_epochs: NonNegativeInt = 0
+    """Epochs between two measurements; 0 is off."""
     share: float = Field(default=0.0, ge=0, lt=1)
     """Share of each dataset that is held out."""
     sigmas: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
@@ -187,6 +203,22 @@ class CheckpointConfig(Section):
     """Resumable states kept; weights files are all kept unless `keep_weights` is set."""
     keep_weights: PositiveInt | None = None
     """Intermediate weights files kept."""
+    naming: Literal["fluxsmith", "sd-scripts"] = "fluxsmith"
+    """Names of weights files: NAME-step00000500, or as sd-scripts (NAME-000002 after an epoch)."""
+    weights_dir: Path | None = None
+    """Folder of the weights files; by default `weights/` in the run folder."""
+    keep_epochs: PositiveInt | None = None
+    """Intermediate weights of epochs kept: those of the last N epochs."""
+    keep_steps: PositiveInt | None = None
+    """Intermediate weights of steps kept: those of the last N steps."""
+    state_dir: Path | None = None
+    """Also put every resumable state here under sd-scripts' names (NAME-step00000500-state, NAME-state), as links to the same bytes."""
+    state_at: Literal["checkpoints", "end"] = "checkpoints"
+    """When `state_dir` gets a state: at every checkpoint and at the end, or only at the end."""
+    keep_state_epochs: PositiveInt | None = None
+    """States of epochs kept in `state_dir`; by default as `keep_epochs`."""
+    keep_state_steps: PositiveInt | None = None
+    """States of steps kept in `state_dir`; by default as `keep_steps`."""
     format: Literal["kohya", "peft"] = "kohya"
     """Key names of the adapter file: kohya (sd-scripts, ComfyUI, Forge, diffusers) or peft (diffusers)."""
     dtype: Dtype = "bf16"
@@ -201,6 +233,10 @@ class CheckpointConfig(Section):
     """modelspec license."""
     trigger_phrase: str = ""
     """modelspec trigger phrase."""
+    modelspec: dict[str, str] = {}
+    """Further modelspec entries: description, tags, usage_hint, thumbnail (a file becomes a data URL), merged_from, preprocessor, ..."""
+    comment: str = ""
+    """ss_training_comment: free text."""
 
 
 class RunSection(Section):
@@ -214,6 +250,15 @@ class RunSection(Section):
     """Seconds that your machine leaves between a stop signal and a kill; a run warns when saving takes longer."""
 
 
+class BaseAdapterConfig(Section):
+    """An adapter that becomes part of the frozen base before training."""
+
+    path: Path
+    """Adapter file, in any format that can be read."""
+    strength: float = 1.0
+    """1 is as it was trained."""
+
+
 class RunConfig(Section):
     """One training run."""
 
@@ -223,6 +268,12 @@ class RunConfig(Section):
     """The base model and its files."""
     adapter: Annotated[PluginConfig, Choice("fluxsmith.adapters")] | None = None
     """What is trained beside the frozen base; without it the base itself is trained."""
+    base_adapters: list[BaseAdapterConfig] = []
+    """Adapters merged into the base before training."""
+    quant: Annotated[PluginConfig, Choice("fluxsmith.quant")] | None = None
+    """How the frozen transformer is stored; without it in `train.base_dtype`."""
+    control: list[Annotated[PluginConfig, Choice("fluxsmith.controls")]] = []
+    """Control models beside the transformer; one of them may be what is trained."""
     optim: Annotated[PluginConfig, Choice("fluxsmith.optim")] = Field(default={"type": "torch"}, validate_default=True)  # type: ignore[assignment]  # the choice turns the dict into a Config
     """The optimizer."""
     schedule: ScheduleConfig = ScheduleConfig()
