@@ -7,6 +7,7 @@ One double and one single block of width 32, text encoders and autoencoder to ma
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fluxsmith.config.load import load_config
 from fluxsmith.config.schema import RunConfig
 from fluxsmith.demo.tokenizer import EOS, vocabulary, write_tokenizers
 from fluxsmith.io.safetensors import save_weights
+from fluxsmith.models.chroma import Chroma, ChromaParams
 from fluxsmith.models.flux import FluxDiT, FluxParams, axes_for_head
 from fluxsmith.models.linear import Linear, xavier_
 from fluxsmith.models.text_encoders import CLIP_ROOT, ClipParams, ClipText, T5Params, T5Text
@@ -48,6 +50,24 @@ def random_dit(seed: int = 0) -> FluxDiT:
     return dit
 
 
+def random_chroma(seed: int = 0) -> Chroma:
+    """The same sizes as Chroma."""
+    generator = torch.Generator().manual_seed(seed)
+    params = ChromaParams(**asdict(replace(flux_params(), vec_in_dim=0)), approximator_hidden=24, approximator_layers=2)
+    dit = Chroma(params)
+    for module in dit.modules():
+        if isinstance(module, Linear):
+            xavier_(module, generator)
+    return dit
+
+
+def chroma_model(model: Path) -> dict[str, str]:
+    """The `model` section of the tiny Chroma."""
+    files = {"path": "chroma", "t5xxl": "t5xxl", "ae": "ae"}
+    section = {key: str(model / f"{name}.safetensors") for key, name in files.items()}
+    return {"type": "chroma", "tokenizer_2": str(model / "tokenizer_2"), **section}
+
+
 def write_model(folder: Path, seed: int = 0) -> Path:
     """All files of the model; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +82,7 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     t5_tensors = {key: value for key, value in t5.state_dict().items() if key != "encoder.embed_tokens.weight"}
     hints = {"fluxsmith.model": json.dumps({"num_attention_heads": 2, "eos_token_id": eos})}
     save_weights(folder / "dit.safetensors", random_dit(seed).state_dict())
+    save_weights(folder / "chroma.safetensors", random_chroma(seed).state_dict())
     save_weights(folder / "clip_l.safetensors", clip_tensors, hints)
     save_weights(folder / "t5xxl.safetensors", t5_tensors)
     save_weights(folder / "ae.safetensors", ae.state_dict())

@@ -55,8 +55,8 @@ class Pipeline:
             raise ConfigError("there is no CUDA device", fix="use --device cpu, or install torch for your card and its driver")
         dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
         lazy = LazyModels(locate(model), model, place, base_dtype=dtype)
-        lazy.files.check(("dit", "clip_l", "t5xxl", "ae"))
-        return cls(lazy.get(("dit", "clip_l", "t5xxl", "ae")), realise(model).sampling_defaults())
+        lazy.files.check(lazy.facts.roles)
+        return cls(lazy.get(lazy.facts.roles), realise(model).sampling_defaults())
 
     def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
         """Add a LoRA of any readable format at a weight; several add up. Raises ModelFileError if it does not fit this model."""

@@ -38,6 +38,7 @@ class Models:
     t5xxl: T5Text | None = None
     tokenizers: Tokenizers | None = None
     mask_text: bool = False
+    is_clip_live: bool = False  # CLIP is trained beside cached T5 states, so pooled states are computed anew
 
     def part(self, name: str) -> nn.Module:
         """A part by its role name; raises ValueError if it is not loaded."""
@@ -53,18 +54,26 @@ class Models:
 
     def encode_text(self, prompts: Sequence[str]) -> TextStates:
         """Prompts -> text states on the encoders' device; gradients flow where the encoders are trained."""
-        if self.tokenizers is None or self.clip_l is None or self.t5xxl is None:
+        if self.tokenizers is None or self.t5xxl is None:
             raise ValueError("text encoders and tokenizers must be loaded to encode prompts")
         return encode_ids(self.clip_l, self.t5xxl, self.tokenizers(prompts), mask_text=self.mask_text)
 
+    def with_live_clip(self, text: TextStates, prompts: Sequence[str]) -> TextStates:
+        """The states with the pooled part computed now (with gradient), where CLIP is trained beside cached T5 states."""
+        if not self.is_clip_live or self.clip_l is None or self.tokenizers is None:
+            return text
+        ids = self.tokenizers.clip_ids(prompts)
+        return text._replace(pooled=self.clip_l(ids.to(next(self.clip_l.parameters()).device)))
 
-def encode_ids(clip_l: ClipText, t5xxl: T5Text, ids: TokenIds, *, mask_text: bool) -> TextStates:
-    """Token ids -> text states. T5 sees padding unless `mask_text` (as FLUX.1 was trained)."""
-    clip_device = next(clip_l.parameters()).device
+
+def encode_ids(clip_l: ClipText | None, t5xxl: T5Text, ids: TokenIds, *, mask_text: bool) -> TextStates:
+    """Token ids -> text states. T5 sees padding unless `mask_text` (as FLUX.1 was trained). Without CLIP the pooled state is one zero."""
     t5_device = next(t5xxl.parameters()).device
-    pooled = clip_l(ids.clip.to(clip_device))
     mask = ids.t5_mask.to(t5_device)
     txt = t5xxl(ids.t5.to(t5_device), mask if mask_text else None)
+    if clip_l is None:
+        return TextStates(txt, txt.new_zeros(txt.shape[0], 1), mask)
+    pooled = clip_l(ids.clip.to(next(clip_l.parameters()).device))
     return TextStates(txt, pooled.to(t5_device), mask)
 
 
@@ -89,9 +98,14 @@ def velocity(
         y=text.pooled,
         t=level.t,
         guidance=level.guidance if dit.params.guidance_embed else None,
-        mask=joint_mask(text.mask, img.shape[1]) if mask_text else None,
+        mask=joint_mask(visible(text.mask, dit.visible_padding), img.shape[1]) if mask_text else None,
     )
     return unpack(dit(tokens, hooks), height, width)
+
+
+def visible(text_mask: Tensor, padding: int) -> Tensor:
+    """The text mask (B, T) with the first `padding` padding tokens of each row shown too."""
+    return text_mask | (text_mask.logical_not().cumsum(dim=1) <= padding) if padding else text_mask
 
 
 def joint_mask(text_mask: Tensor, image_tokens: int) -> Tensor:

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fluxsmith.config.choice import realise
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.errors import FluxsmithError, ModelFileError, Problem
 from fluxsmith.io.header import read_header
 from fluxsmith.io.identify import identify, require_role
 from fluxsmith.io.shards import shard_paths
 from fluxsmith.io.sources import find_tokenizer, resolve
-from fluxsmith.models.family.flux1 import PRESETS
 
 KEYS = {"dit": "path", "clip_l": "clip_l", "t5xxl": "t5xxl", "ae": "ae"}  # role -> key of the model section
 SAMPLES, SAMPLE_BYTES = 16, 65_536  # a fingerprint reads this much of a file beside its header
@@ -72,7 +72,7 @@ class ModelFiles:
 def locate(model: PluginConfig) -> ModelFiles:
     """The files that a `model` section names; the bundled model's where its preset says so."""
     values = model.model_dump()
-    bundle = str(PRESETS.get(values.get("preset", ""), {}).get("files", ""))
+    bundle = realise(model).facts().bundle
     given = {role: str(values.get(key) or bundle) for role, key in KEYS.items()}
     return ModelFiles(given, {"clip_l": values.get("tokenizer", ""), "t5xxl": values.get("tokenizer_2", "")})
 

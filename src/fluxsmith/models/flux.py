@@ -82,15 +82,14 @@ def axes_for_head(head: int) -> tuple[int, int, int]:
 class FluxDiT(nn.Module):
     """Rectified-flow transformer of FLUX.1: double blocks, then single blocks."""
 
+    visible_padding = 0  # padding tokens after the text that masked attention still sees
+
     def __init__(self, params: FluxParams) -> None:
         super().__init__()
         p = self.params = params
         self.img_in = Linear(p.in_channels, p.hidden_size)
         self.txt_in = Linear(p.context_in_dim, p.hidden_size)
-        self.time_in = MLPEmbedder(TIME_SINUSOIDS, p.hidden_size)
-        self.vector_in = MLPEmbedder(p.vec_in_dim, p.hidden_size)
-        if p.guidance_embed:
-            self.guidance_in = MLPEmbedder(TIME_SINUSOIDS, p.hidden_size)
+        self._conditioning_layers(p)
         self.double_blocks = nn.ModuleList(
             DoubleStreamBlock(p.hidden_size, p.num_heads, p.mlp_hidden, qkv_bias=p.qkv_bias) for _ in range(p.depth)
         )
@@ -112,6 +111,12 @@ class FluxDiT(nn.Module):
         pe = rotary_positions(ids, self.params.axes_dim, self.params.theta)
         n_target = tokens.n_target or tokens.img.shape[1]
         return Stream(self.img_in(tokens.img), self.txt_in(tokens.txt), vec, pe, tokens.mask, n_target=n_target)
+
+    def _conditioning_layers(self, params: FluxParams) -> None:
+        self.time_in = MLPEmbedder(TIME_SINUSOIDS, params.hidden_size)
+        self.vector_in = MLPEmbedder(params.vec_in_dim, params.hidden_size)
+        if params.guidance_embed:
+            self.guidance_in = MLPEmbedder(TIME_SINUSOIDS, params.hidden_size)
 
     def conditioning(self, t: Tensor, guidance: Tensor | None, y: Tensor) -> Tensor:
         """Noise level (B,), guidance (B,) and pooled text (B, D_pooled) -> vec (B, D)."""

@@ -19,6 +19,7 @@ from fluxsmith.io.identify import require_role
 from fluxsmith.io.identity import Identity
 from fluxsmith.io.safetensors import WeightsFile, open_weights
 from fluxsmith.models.autoencoder import AutoEncoder, AutoEncoderParams
+from fluxsmith.models.chroma import APPROXIMATOR, Chroma, ChromaParams
 from fluxsmith.models.fill import check_keys, fill, finish, meta, shapes_of
 from fluxsmith.models.flux import FluxDiT, FluxParams
 from fluxsmith.models.text_encoders import ClipParams, ClipText, T5EncoderModel, T5Params, T5Text
@@ -53,10 +54,16 @@ def load_dit(
 ) -> FluxDiT:
     """The transformer, frozen and in eval mode. Raises ModelFileError for a wrong, incomplete or broken file."""
     with opened(path, "dit") as file:
-        params = FluxParams.from_shapes(file.shapes, axes_dim or file.hints.get("axes_dim"))
-        model = meta(lambda: FluxDiT(params))
+        model = meta(lambda: build_dit(file.shapes, axes_dim or file.hints.get("axes_dim")))
         _stream(model, file.tensors, where=file.where, device=device, dtype=dtype)
     return model
+
+
+def build_dit(shapes: Mapping[str, Sequence[int]], axes_dim: Sequence[int] | None = None) -> FluxDiT:
+    """The transformer that these tensor shapes (BFL keys) belong to, with fresh weights: FLUX or Chroma."""
+    if any(key.startswith(APPROXIMATOR) for key in shapes):
+        return Chroma(ChromaParams.from_shapes(shapes, axes_dim))
+    return FluxDiT(FluxParams.from_shapes(shapes, axes_dim))
 
 
 def load_ae(path: PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> AutoEncoder | TinyAutoEncoder:

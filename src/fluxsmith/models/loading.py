@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxsmith.config.choice import realise
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.models.assembly import Models, TextStates
-from fluxsmith.models.family.flux1 import PRESETS
+from fluxsmith.models.family.base import FamilyFacts
 from fluxsmith.models.files import ModelFiles
 from fluxsmith.models.load import load_ae, load_clip_l, load_dit, load_t5xxl
 from fluxsmith.models.text_encoders import Tokenizers, load_tokenizer
@@ -27,12 +28,8 @@ class LazyModels:
         self.base_dtype = base_dtype
         auto = torch.float32 if device.type == "cpu" else torch.bfloat16
         self.text_dtype = TEXT_DTYPES.get(self.options["text_dtype"], auto)
-        self.models = Models(mask_text=self.options["mask_text"])
-
-    @property
-    def t5_length(self) -> int:
-        """T5 tokens: configured, or the preset's."""
-        return int(self.options["t5_length"] or PRESETS[self.options["preset"]]["t5_length"])
+        self.facts: FamilyFacts = realise(config).facts()
+        self.models = Models(mask_text=self.facts.mask_text)
 
     def get(self, roles: Iterable[str]) -> Models:
         """Models with at least these parts loaded."""
@@ -65,8 +62,9 @@ class LazyModels:
     def tokenizers(self) -> Tokenizers:
         """Both tokenizers, loaded once."""
         if self.models.tokenizers is None:
-            clip, t5 = load_tokenizer(self.files.tokenizer("clip_l")), load_tokenizer(self.files.tokenizer("t5xxl"))
-            self.models.tokenizers = Tokenizers(clip, t5, clip_length=77, t5_length=self.t5_length)
+            clip = load_tokenizer(self.files.tokenizer("clip_l")) if "clip_l" in self.facts.text_roles else None
+            t5 = load_tokenizer(self.files.tokenizer("t5xxl"))
+            self.models.tokenizers = Tokenizers(clip, t5, clip_length=77, t5_length=self.facts.t5_length)
         return self.models.tokenizers
 
     def token_counts(self, prompt: str) -> dict[str, tuple[int, int]]:
@@ -84,7 +82,7 @@ class LazyModels:
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> TextStates:
         """Prompts -> text states on the host, in the encoders' type."""
-        return self.get(("clip_l", "t5xxl")).encode_text(prompts).to("cpu")
+        return self.get(self.facts.text_roles).encode_text(prompts).to("cpu")
 
     def latents_digest(self) -> str:
         """Changes when the autoencoder does."""
@@ -92,5 +90,6 @@ class LazyModels:
 
     def text_digest(self) -> str:
         """Changes when an encoder, its type, the length or the mask rule does."""
-        parts = [*self.files.digests(("clip_l", "t5xxl")).values(), self.text_dtype, self.t5_length, self.options["mask_text"]]
+        facts = self.facts
+        parts = [*self.files.digests(facts.text_roles).values(), self.text_dtype, facts.t5_length, facts.mask_text]
         return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:32]

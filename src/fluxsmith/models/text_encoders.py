@@ -162,22 +162,29 @@ class TokenIds(NamedTuple):
 class Tokenizers:
     """The two tokenizers with their lengths: CLIP is cut at its positions, T5 at `t5_length`."""
 
-    def __init__(self, clip: PreTrainedTokenizerBase, t5: PreTrainedTokenizerBase, *, clip_length: int, t5_length: int) -> None:
+    def __init__(self, clip: PreTrainedTokenizerBase | None, t5: PreTrainedTokenizerBase, *, clip_length: int, t5_length: int) -> None:
+        """`clip` is None for models without CLIP (Chroma)."""
         self.clip = clip
         self.t5 = t5
-        self.clip_length = min(clip_length, _limit(clip))
+        self.clip_length = 0 if clip is None else min(clip_length, _limit(clip))
         self.t5_length = min(t5_length, _limit(t5))
 
     def __call__(self, prompts: Sequence[str]) -> TokenIds:
         """Ids padded to the full lengths."""
-        clip = _encode(self.clip, prompts, self.clip_length)
         t5 = _encode(self.t5, prompts, self.t5_length)
-        return TokenIds(clip["input_ids"], t5["input_ids"], t5["attention_mask"].bool())
+        return TokenIds(self.clip_ids(prompts), t5["input_ids"], t5["attention_mask"].bool())
+
+    def clip_ids(self, prompts: Sequence[str]) -> Tensor:
+        """CLIP's part alone, (B, L); no columns for models without CLIP."""
+        if self.clip is None:
+            return torch.zeros(len(prompts), 0, dtype=torch.long)
+        return _encode(self.clip, prompts, self.clip_length)["input_ids"]
 
     def counts(self, prompt: str) -> dict[str, tuple[int, int]]:
         """Tokens of a prompt before cutting, and the limit, per encoder."""
         pairs = {"clip_l": (self.clip, self.clip_length), "t5xxl": (self.t5, self.t5_length)}
-        return {name: (len(tokenizer(prompt, verbose=False)["input_ids"]), limit) for name, (tokenizer, limit) in pairs.items()}
+        there = {name: (tokenizer, limit) for name, (tokenizer, limit) in pairs.items() if tokenizer is not None}
+        return {name: (len(tokenizer(prompt, verbose=False)["input_ids"]), limit) for name, (tokenizer, limit) in there.items()}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -10,7 +10,7 @@ from fluxsmith.config.schema import as_plain
 from fluxsmith.io.metadata import ModelSpec, TrainingFacts
 from fluxsmith.optim.schedules import span
 from fluxsmith.train.precision import resolved
-from fluxsmith.train.setup import Parts
+from fluxsmith.train.setup import Parts, family
 
 
 def training_facts(parts: Parts, step: int, name: str) -> TrainingFacts:
@@ -21,6 +21,7 @@ def training_facts(parts: Parts, step: int, name: str) -> TrainingFacts:
     session = hashlib.sha256(f"{config.run.dir.name}|{parts.data.digest}|{train.seed}".encode()).hexdigest()
     return TrainingFacts(
         output_name=name,
+        base_model_version="chroma" if family(config).name == "chroma" else "flux1",
         session_id=str(int(session[:8], 16)),
         started_at=parts.started_at,
         finished_at=time.time(),
@@ -60,7 +61,7 @@ def model_spec(parts: Parts, adapter: str = "lora") -> ModelSpec:
     side = sets[0].config.resolution
     return ModelSpec(
         title=settings.title or parts.config.run.name or parts.config.run.dir.name,
-        variant=str(parts.config.model.model_dump().get("preset", "dev")),
+        variant=family(parts.config).variant,
         adapter=adapter,
         resolution=side if isinstance(side, tuple) else (side, side),
         date=parts.started_at,
@@ -90,6 +91,7 @@ def _options(parts: Parts) -> dict[str, Any]:
         "mode_scale": noise.mode_scale,
         "apply_t5_attn_mask": parts.models.mask_text,
         "gradient_checkpointing": parts.config.memory.checkpointing,
+        "model_type": "chroma" if family(parts.config).name == "chroma" else "flux",
         "cache_latents": parts.config.cache.latents != "off",
         "full_bf16": train.weights_dtype == "bf16",
         "full_fp16": train.weights_dtype == "fp16",

@@ -19,6 +19,7 @@ from fluxsmith.data.types import Encoders
 from fluxsmith.events import Bus, PhaseStarted, Warned
 from fluxsmith.memory.checkpoint import checkpoint_blocks
 from fluxsmith.models.assembly import Models, TextStates
+from fluxsmith.models.family.base import FamilyFacts
 from fluxsmith.models.files import ModelFiles, locate
 from fluxsmith.models.loading import LazyModels
 from fluxsmith.train.distributed import World
@@ -62,6 +63,7 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
     lazy.free(keep=roles_in_loop(config, objective))
     bus.send(PhaseStarted("load", "loading the model"))
     models = lazy.get(roles_in_loop(config, objective))
+    models.is_clip_live = encodes_live(config) == ("clip_l",)
     for module in models.loaded().values():
         module.requires_grad_(False)
     if hasattr(objective, "start"):
@@ -108,9 +110,17 @@ def trained_components(config: RunConfig) -> tuple[str, ...]:
     return config.train.components
 
 
-def trains_text(config: RunConfig) -> bool:
-    """True if a text encoder changes during the run, so captions cannot be encoded ahead."""
-    return bool({"clip_l", "t5xxl"} & set(trained_components(config)))
+def encodes_live(config: RunConfig) -> tuple[str, ...]:
+    """Text encoders that run in every step. While T5 is not trained its states can be cached beside a CLIP-L that is."""
+    trained = trained_components(config)
+    if config.cache.text == "off" or "t5xxl" in trained:
+        return family(config).text_roles
+    return ("clip_l",) if "clip_l" in trained else ()
+
+
+def family(config: RunConfig) -> FamilyFacts:
+    """What the model's family tells beyond its files."""
+    return realise(config.model).facts()
 
 
 def roles_in_loop(config: RunConfig, objective: Any) -> tuple[str, ...]:
@@ -118,8 +128,8 @@ def roles_in_loop(config: RunConfig, objective: Any) -> tuple[str, ...]:
     roles = [*objective.components, *trained_components(config)]
     if objective.wants_latents and config.cache.latents == "off":
         roles.append("ae")
-    if objective.wants_latents and (config.cache.text == "off" or trains_text(config) or hasattr(objective, "start")):
-        roles += ["clip_l", "t5xxl"]
+    if objective.wants_latents:
+        roles += family(config).text_roles if hasattr(objective, "start") else encodes_live(config)
     if config.sample and objective.wants_latents:
         roles.append("ae")
     return tuple(dict.fromkeys(roles))
@@ -129,13 +139,13 @@ def roles_needed(config: RunConfig, objective: Any) -> tuple[str, ...]:
     """Parts whose files must be there at the start."""
     roles = [*roles_in_loop(config, objective)]
     if objective.wants_latents:
-        roles += ["ae", "clip_l", "t5xxl"]
+        roles += ["ae", *family(config).text_roles]
     return tuple(dict.fromkeys(roles))
 
 
 def _prepare(config: RunConfig, objective: Any, lazy: LazyModels, world: World, bus: Bus) -> PreparedData:
     """Caches are filled by the main process; the others then find them complete."""
-    wants_text = objective.wants_latents and config.cache.text != "off" and not trains_text(config)
+    wants_text = objective.wants_latents and "t5xxl" not in encodes_live(config)
     encoders = Encoders(
         latents=lazy.encode_pixels if objective.wants_latents and config.cache.latents != "off" else None,
         latents_digest=lazy.latents_digest() if objective.wants_latents else "",
@@ -160,4 +170,4 @@ def _prepare(config: RunConfig, objective: Any, lazy: LazyModels, world: World, 
 def _encode_prompts(config: RunConfig, lazy: LazyModels) -> dict[str, TextStates]:
     """Text states of all sample prompts, made while the encoders are loaded; nothing where encoders stay anyway."""
     texts: Sequence[str] = list(dict.fromkeys(t for s in config.sample for t in (s.prompt, s.negative)))
-    return {text: lazy.encode_text([text]) for text in texts} if texts and not trains_text(config) else {}
+    return {text: lazy.encode_text([text]) for text in texts} if texts and "t5xxl" not in encodes_live(config) else {}

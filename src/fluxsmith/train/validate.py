@@ -70,8 +70,8 @@ class Sampler:
                     self._one(pipeline, sample, number, step)
 
     def _encode(self, prompt: str) -> TextStates:
-        ready = self.parts.prompts.get(prompt)
-        return ready if ready is not None else self.parts.models.encode_text([prompt])
+        ready, models = self.parts.prompts.get(prompt), self.parts.models
+        return models.with_live_clip(ready, [prompt]) if ready is not None else models.encode_text([prompt])
 
     def _one(self, pipeline: Pipeline, sample: SampleConfig, number: int, step: int) -> None:
         index, path = self.samples.index(sample), self._path(sample, number, step)

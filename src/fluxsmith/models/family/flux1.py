@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from fluxsmith.config.section import PluginConfig
+from fluxsmith.models.family.base import FamilyFacts
 
 PRESETS = {
     "dev": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 28, "guidance": 3.5, "defaults": {}},
@@ -68,6 +69,12 @@ class Config(PluginConfig):
     """Type of the text encoders' weights; auto is fp32 on the CPU and bf16 on a card."""
     axes_dim: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """Rotary axes, for models whose head size follows no known rule."""
+
+    def facts(self) -> FamilyFacts:
+        """What the loader needs to know."""
+        preset = PRESETS[self.preset]
+        length, bundle = self.t5_length or int(str(preset["t5_length"])), str(preset.get("files", ""))
+        return FamilyFacts("flux1", self.preset, ("clip_l", "t5xxl"), length, self.mask_text, bundle)
 
     def sampling_defaults(self) -> dict[str, float | str]:
         """Steps, embedded guidance, shift and side of a picture (pixels) of the preset."""

@@ -103,5 +103,6 @@ def batch_latents(models: Models, batch: Batch, device: torch.device) -> Tensor:
 def batch_text(models: Models, batch: Batch, device: torch.device) -> TextStates:
     """Cached text states, or captions encoded now (with gradient where an encoder is trained)."""
     dtype = torch.float32 if models.dit is None else next(models.dit.parameters()).dtype
-    text = batch.text if batch.text is not None else models.encode_text(batch.captions)
-    return text.to(device, dtype)
+    if batch.text is None:
+        return models.encode_text(batch.captions).to(device, dtype)
+    return models.with_live_clip(batch.text.to(device, dtype), batch.captions).to(device, dtype)

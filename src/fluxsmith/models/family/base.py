@@ -1,0 +1,25 @@
+"""What a family tells the loader beyond its files: roles, text length, masks. Each `Config.facts()` in this folder returns one."""
+
+from typing import NamedTuple
+
+
+class FamilyFacts(NamedTuple):
+    """One member of a family."""
+
+    name: str
+    """The family, in the words of `model identify`."""
+    variant: str
+    """The member, as metadata names it."""
+    text_roles: tuple[str, ...]
+    """Text encoders, in loading order."""
+    t5_length: int
+    """T5 tokens a caption is padded to."""
+    mask_text: bool
+    """True if padding is hidden from attention."""
+    bundle: str = ""
+    """Where the files are when none are given."""
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """All parts, the transformer first."""
+        return ("dit", *self.text_roles, "ae")
