@@ -21,7 +21,7 @@ class CaptionConfig(Section):
     empty: Literal["error", "skip", "allow"] = "allow"
     """A caption file with no text in it."""
     first_line: bool = False
-    """Use only the first line of a caption file (without `wildcards`)."""
+    """Other lines of a caption file are notes: no warning about them, and `wildcards` do not choose between lines."""
     encoding: str = "utf-8"
     """Text encoding; a byte order mark is always honoured."""
     trigger: str = ""
@@ -30,6 +30,8 @@ class CaptionConfig(Section):
     """Text put before every caption, with a space between."""
     suffix: str = ""
     """Text put after every caption, with a space between."""
+    shuffle_affixes: bool = False
+    """Count prefix and suffix to the tags: they are split, kept, shuffled and dropped with them; off: they stay where they are."""
     separator: str = ","
     """What separates tags."""
     secondary_separator: str = ""
@@ -39,7 +41,7 @@ class CaptionConfig(Section):
     keep_tokens: NonNegativeInt = 0
     """The first tags that are neither shuffled nor dropped."""
     keep_separator: str = ""
-    """Everything before this text is kept in place (instead of `keep_tokens`); a second one begins a fixed ending."""
+    """What stands before this text is kept in place, a second one begins a fixed ending; `keep_tokens` is for captions without it."""
     wildcards: bool = False
     """Choose one line of a caption file of several lines, and one of `{a|b|c}`."""
     dropout: float = Field(default=0.0, ge=0, le=1)
@@ -79,7 +81,7 @@ class DatasetConfig(PluginConfig):
     resolution: PositiveInt | tuple[PositiveInt, PositiveInt] = 1024
     """Area of a picture: one side of a square, or (width, height), pixels."""
     batch_size: PositiveInt = 1
-    """Samples in a micro-batch; a batch never mixes datasets or sizes."""
+    """Samples in a micro-batch; a batch never mixes sizes, and mixes datasets only within a `group`."""
     repeats: PositiveInt = 1
     """How often each picture is used in an epoch."""
     buckets: BucketConfig = BucketConfig()
@@ -89,19 +91,19 @@ class DatasetConfig(PluginConfig):
     crop: Literal["center", "random"] = "center"
     """Which part is kept when a picture is larger than its bucket; random crops are drawn once a picture when latents are cached."""
     flip: bool = False
-    """Mirror half of the uses (drawn per use)."""
+    """Mirror half of the uses (drawn per use), with their masks and condition pictures."""
     color_jitter: float = Field(default=0.0, ge=0, le=1)
     """Strength of random brightness, contrast and saturation changes; needs `cache.latents = "off"`."""
     color_aug: bool = False
     """A third of the uses get a slight hue shift or gamma change, as in sd-scripts; needs `cache.latents = "off"`."""
     face_crop: tuple[float, float] | None = None
-    """Crop around the face in the file name (`..._cx_cy_w_h`), so large that the face is 1 / factor of it, factor drawn between the two."""
+    """Crop around the face of the file name (`_cx_cy_w_h`): the shorter side is the face times a factor between these two; buckets off."""
     alpha_mask: bool = False
-    """Use a picture's transparency as its loss mask."""
+    """Use a picture's transparency as its loss mask (where `mask_dir` is not given); a picture without any is learned whole."""
     mask_dir: Path | None = None
-    """Folder of loss masks with the pictures' names; white is learned, black is not (red channel)."""
+    """Folder of loss masks with the pictures' names; white is learned, black is not (red channel). Every picture needs one."""
     condition_dir: Path | None = None
-    """Folder of condition pictures with the pictures' names, for the training of a control model."""
+    """Folder of condition pictures with the pictures' names, for the training of a control model. Every picture needs one."""
     interpolation: Interpolation = "auto"
     """Resize filter; auto is area when both sides shrink, else Lanczos."""
     background: tuple[int, int, int] = (255, 255, 255)
@@ -113,7 +115,7 @@ class DatasetConfig(PluginConfig):
     preserve: bool = False
     """Train these samples towards the base model's own prediction instead of the picture."""
     validation_share: float | None = Field(default=None, ge=0, le=1)
-    """Share of these pictures that is held out; by default `validation.share`; 1 holds out all of them."""
+    """Share of these pictures that is held out; by default `validation.share`; 1 holds out all of them. Copies follow, in every dataset."""
     validation_seed: int | None = Field(default=None, ge=0)
     """Seed of the choice; by default `validation.seed`."""
     weight: float = Field(default=1.0, ge=0)

@@ -5,24 +5,16 @@ A rule yields `Finding`s; `findings(config)` collects those of all rules, so tha
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from fluxsmith.config.adapter import AdapterConfig
+from fluxsmith.config.data_rules import data_findings
 from fluxsmith.config.dataset import DatasetConfig
+from fluxsmith.config.finding import Finding
 from fluxsmith.config.schema import RunConfig
 from fluxsmith.config.sections import KeyPath
 
 ENCODERS = ("clip_l", "t5xxl")
 PIXEL_STEP = 16  # the autoencoder's 8 times the 2 x 2 patches of the transformer
-
-
-class Finding(NamedTuple):
-    """One broken rule; `key` is the option that the cure names first."""
-
-    key: KeyPath
-    what: str
-    fix: str
-    why: str = ""
 
 
 Rule = Callable[[RunConfig], Iterator[Finding]]
@@ -97,12 +89,9 @@ def latent_cache(config: RunConfig) -> Iterator[Finding]:
         yield Finding(("cache", "latents"), "an autoencoder that is trained cannot be cached", fix, f'it is "{config.cache.latents}"')
 
 
-def color_jitter(config: RunConfig) -> Iterator[Finding]:
-    """A cached latent has one colour."""
-    for index, data in _datasets(config):
-        if data.color_jitter > 0 and config.cache.latents != "off":
-            key = ("data", index, "color_jitter")
-            yield Finding(key, "color_jitter changes nothing in cached latents", 'write cache.latents = "off", or remove color_jitter')
+def datasets(config: RunConfig) -> Iterator[Finding]:
+    """Options of datasets that need or exclude each other; see `data_rules`."""
+    yield from data_findings(list(_datasets(config)), config.cache)
 
 
 def noise_range(config: RunConfig) -> Iterator[Finding]:
@@ -197,27 +186,19 @@ def captions(config: RunConfig) -> Iterator[Finding]:
     """Caption options that cancel each other."""
     for index, data in _datasets(config):
         options, key = data.captions, ("data", index, "captions")
-        if options.keep_tokens and options.keep_separator:
-            yield Finding((*key, "keep_tokens"), "captions.keep_tokens and captions.keep_separator exclude each other", "drop one")
         if (options.shuffle or options.tag_dropout) and not options.separator:
             fix = 'write captions.separator = ","'
             yield Finding((*key, "separator"), "tags cannot be shuffled or dropped without a separator", fix)
 
 
-def only_regularisation(config: RunConfig) -> Iterator[Finding]:
-    """Something has to be learned."""
-    datasets = [data for _, data in _datasets(config)]
-    if datasets and len(datasets) == len(config.data) and all(data.regularisation for data in datasets):
-        yield Finding(("data",), "all datasets are regularisation", "remove regularisation = true from the pictures to learn")
-
-
 def validation(config: RunConfig) -> Iterator[Finding]:
     """Measuring needs pictures, and held-out pictures need measuring."""
     part = config.validation
-    if part.every and not part.share:
+    is_held_out = bool(part.share) or any(data.validation_share for _, data in _datasets(config))
+    if (part.every or part.every_epochs) and not is_held_out:
         yield Finding(("validation", "share"), "validation has no pictures", "write validation.share = 0.1, or validation.every = 0")
-    if part.share and not part.every:
-        fix = "write validation.every = 100, or remove validation.share"
+    if is_held_out and not (part.every or part.every_epochs):
+        fix = "write validation.every = 100 (or every_epochs = 1), or hold nothing out"
         yield Finding(("validation", "every"), "pictures are held out but never measured", fix)
     if not part.sigmas or not all(0 < sigma <= 1 for sigma in part.sigmas):
         yield Finding(("validation", "sigmas"), "validation.sigmas must be noise levels above 0, up to 1", "write [0.2, 0.4, 0.6, 0.8]")
@@ -250,7 +231,7 @@ RULES: tuple[Rule, ...] = (
     components,
     text_cache,
     latent_cache,
-    color_jitter,
+    datasets,
     noise_range,
     custom_levels,
     weighting,
@@ -260,7 +241,6 @@ RULES: tuple[Rule, ...] = (
     sample_negative,
     bucket_sizes,
     captions,
-    only_regularisation,
     validation,
     precision,
     run_dir,

@@ -30,6 +30,7 @@ class Record(NamedTuple):
     caption: str | None  # None: no caption was found
     caption_path: Path | None = None
     mask_path: Path | None = None
+    condition_path: Path | None = None
 
 
 class Use(NamedTuple):
@@ -41,10 +42,10 @@ class Use(NamedTuple):
 
 
 class BatchSpec(NamedTuple):
-    """The uses that form one micro-batch: same dataset, same bucket."""
+    """The uses that form one micro-batch: same bucket, and same dataset or group of datasets."""
 
     epoch: int
-    dataset: int
+    dataset: int  # the first of the group; `Use.dataset` is each sample's own
     bucket: Size
     uses: tuple[Use, ...]
 
@@ -59,7 +60,9 @@ class Batch(NamedTuple):
     pixels: Tensor | None  # (B, 3, H, W) in [-1, 1]; only when latents are not cached
     text: TextStates | None  # None when captions are encoded in the step
     weights: Tensor  # (B,) factor on each sample's loss
-    mask: Tensor | None = None  # (B, 1, h, w) loss mask in latent resolution
+    mask: Tensor | None = None  # (B, 1, h, w) loss mask in latent resolution, 0..1; None when no dataset of the batch has masks
+    condition: Tensor | None = None  # (B, 3, H, W) condition pictures in [-1, 1], cropped and mirrored as their pictures
+    preserve: Tensor | None = None  # (B,) bool: train towards the base model's own prediction; None when no sample asks
 
 
 class Encoders(NamedTuple):
