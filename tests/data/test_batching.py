@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fluxsmith.data.batching import Member, epoch_batches, held_out, held_out_batches, largest, uses_per_epoch
+from fluxsmith.data.batching import Member, epoch_batches, held_out_batches, largest, uses_per_epoch
 from fluxsmith.data.types import Size
 
 A, B = Size(64, 64), Size(96, 48)
@@ -94,23 +94,3 @@ def test_held_out_batches_are_in_a_fixed_order() -> None:
     specs = held_out_batches([member(4, batch_size=3)])
     assert [(spec.bucket, [use.record for use in spec.uses]) for spec in specs] == [(A, [1, 2]), (B, [0, 3])]
     assert [use.number for spec in specs for use in spec.uses] == [0, 1, 2, 3]
-
-
-@given(st.lists(st.sampled_from("abcdefghijklmnop"), min_size=0, max_size=30), st.floats(0.01, 0.9), st.integers(0, 9))
-def test_a_share_is_held_out_and_something_is_left(pictures: list[str], share: float, seed: int) -> None:
-    chosen = held_out([pictures], share=share, seed=seed)
-    distinct = set(pictures)
-    assert chosen <= distinct
-    if len(distinct) >= 2:
-        assert 1 <= len(chosen) < len(distinct)
-    else:
-        assert not chosen
-
-
-def test_the_same_pictures_are_held_out_in_every_dataset_and_few_change_when_one_is_added() -> None:
-    pictures = [f"picture {number}" for number in range(40)]
-    chosen = held_out([pictures], share=0.2, seed=1)
-    assert len(chosen) == 8
-    assert held_out([pictures, list(reversed(pictures))], share=0.2, seed=1) == chosen
-    assert len(held_out([[*pictures, "one more"]], share=0.2, seed=1) & chosen) >= 7
-    assert held_out([pictures], share=0.2, seed=2) != chosen

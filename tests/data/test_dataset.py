@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fluxsmith.config.schema import ValidationConfig
-from fluxsmith.data import dataset as dataset_module
+from fluxsmith.data import loading as loading_module
 from fluxsmith.data import scan as scan_module
 from fluxsmith.data.types import Batch, Encoders
 from fluxsmith.errors import ConfigError, DataError, NumericError, StorageError
@@ -280,11 +280,11 @@ def test_a_vanished_folder_is_waited_for_and_then_ends_the_run(workshop: Any, fo
     waits: list[float] = []
     away = folder.with_name("away")
     folder.rename(away)
-    monkeypatch.setattr(dataset_module.time, "sleep", waits.append)
+    monkeypatch.setattr(loading_module.time, "sleep", waits.append)
     with pytest.raises(StorageError, match="pictures"):
         data.load(data.batches(0)[0], step=0)
-    assert waits == list(dataset_module.RETRY_SECONDS)
-    monkeypatch.setattr(dataset_module.time, "sleep", lambda _: away.exists() and away.rename(folder))
+    assert waits == list(loading_module.RETRY_SECONDS)
+    monkeypatch.setattr(loading_module.time, "sleep", lambda _: away.exists() and away.rename(folder))
     assert data.load(data.batches(0)[0], step=0).keys
 
 

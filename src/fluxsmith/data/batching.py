@@ -1,15 +1,14 @@
 """Which uses of which pictures form the micro-batches of an epoch: a pure function of the manifest, the seed and the epoch.
 
-A batch never mixes datasets or buckets; the last, short batch of a bucket is kept. Worker and process counts do not enter: a
-trainer takes its share of the list.
+A batch never mixes buckets, and mixes datasets only of one group; the last, short batch of a bucket is kept. Worker and process
+counts do not enter: a trainer takes its share of the list.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fluxsmith.data.types import BatchSpec, Size, Use
-from fluxsmith.randomness import permutation, seed_for
+from fluxsmith.randomness import permutation
 
 VALIDATION_EPOCH = -1  # `BatchSpec.epoch` of held-out batches
 
@@ -23,36 +22,80 @@ class Member(NamedTuple):
     batch_size: int = 1
     repeats: int = 1
     regularisation: bool = False
+    group: str = ""  # members with the same one share batches
+
+
+Pick = tuple[int, int]  # dataset, record
 
 
 def uses_per_epoch(members: Sequence[Member]) -> int:
     """Samples in one epoch: every training picture `repeats` times, and as many regularisation pictures."""
-    training = sum(len(member.records) * member.repeats for member in members if not member.regularisation)
-    return training * 2 if any(member.regularisation and member.records for member in members) else training
+    return _training(members) + sum(wanted for others, wanted in _balances(members) if any(member.records for member in others))
 
 
 def epoch_batches(members: Sequence[Member], *, seed: int, epoch: int) -> list[BatchSpec]:
     """All micro-batches of an epoch, in training order.
 
-    Training pictures are used `repeats` times. Regularisation pictures together are used as often as all training pictures
-    together, taking turns over the epochs (`repeats` weighs them against each other). Every epoch has the same number of batches.
-    `Use.number` is `epoch * uses_per_epoch + place in the epoch`.
+    Training pictures are used `repeats` times. Regularisation pictures together are used as often as the training pictures that
+    they are balanced against (those of their group, else all others), taking turns over the epochs (`repeats` weighs them against
+    each other). Every epoch has the same number of batches. `Use.number` is `epoch * uses_per_epoch + place in the epoch`.
     """
     chosen = {member.dataset: list(member.records) * member.repeats for member in members if not member.regularisation}
-    chosen |= _regularisation(members, sum(map(len, chosen.values())), seed=seed, epoch=epoch)
-    batches: list[tuple[int, Size, list[int]]] = []
-    for member in members:
-        bucket_of = dict(zip(member.records, member.buckets, strict=True))
-        groups: dict[Size, list[int]] = {}
-        for record in sorted(chosen.get(member.dataset, ())):
-            groups.setdefault(bucket_of[record], []).append(record)
-        for bucket, records in sorted(groups.items()):
-            order = permutation(len(records), seed, "order", epoch, member.dataset, bucket.width, bucket.height)
-            shuffled = [records[place] for place in order]
-            for start in range(0, len(shuffled), member.batch_size):
-                batches.append((member.dataset, bucket, shuffled[start : start + member.batch_size]))
+    for others, wanted in _balances(members):
+        chosen |= _regularisation(others, wanted, seed=seed, epoch=epoch)
+    batches: list[tuple[int, Size, list[Pick]]] = []
+    for pool in _pools(members):
+        first = pool[0]
+        for bucket, picks in _by_bucket(pool, chosen):
+            order = permutation(len(picks), seed, "order", epoch, first.dataset, bucket.width, bucket.height)
+            shuffled = [picks[place] for place in order]
+            for start in range(0, len(shuffled), first.batch_size):
+                batches.append((first.dataset, bucket, shuffled[start : start + first.batch_size]))
     order = permutation(len(batches), seed, "order", epoch, "batches")
     return _numbered([batches[place] for place in order], epoch, epoch * uses_per_epoch(members))
+
+
+def _pools(members: Sequence[Member]) -> list[list[Member]]:
+    """Members that share batches, in order of the first of each."""
+    pools: dict[str | int, list[Member]] = {}
+    for member in members:
+        pools.setdefault(member.group or member.dataset, []).append(member)
+    return list(pools.values())
+
+
+def _by_bucket(pool: Sequence[Member], chosen: Mapping[int, Sequence[int]]) -> list[tuple[Size, list[Pick]]]:
+    """The chosen records of a pool by bucket; buckets and records in a fixed order."""
+    picks: dict[Size, list[Pick]] = {}
+    for member in pool:
+        bucket_of = dict(zip(member.records, member.buckets, strict=True))
+        for record in sorted(chosen.get(member.dataset, ())):
+            picks.setdefault(bucket_of[record], []).append((member.dataset, record))
+    return sorted(picks.items())
+
+
+def _training(members: Sequence[Member]) -> int:
+    """Uses of training pictures in an epoch."""
+    return sum(len(member.records) * member.repeats for member in members if not member.regularisation)
+
+
+def _balances(members: Sequence[Member]) -> list[tuple[list[Member], int]]:
+    """Regularisation members that are balanced together, and their uses in an epoch.
+
+    A group with pictures of both kinds is balanced in itself. All other regularisation members are balanced together against the
+    training pictures outside such groups, or against all of them when there are none outside.
+    """
+    balances: list[tuple[list[Member], int]] = []
+    rest: list[Member] = []
+    for pool in _pools(members):
+        others = [member for member in pool if member.regularisation]
+        if pool[0].group and others and _training(pool):
+            balances.append((others, _training(pool)))
+        else:
+            rest += pool
+    others = [member for member in rest if member.regularisation]
+    if others:
+        balances.append((others, _training(rest) or _training(members)))
+    return balances
 
 
 def _regularisation(members: Sequence[Member], wanted: int, *, seed: int, epoch: int) -> dict[int, list[int]]:
@@ -63,9 +106,8 @@ def _regularisation(members: Sequence[Member], wanted: int, *, seed: int, epoch:
     """
     groups: dict[tuple[int, Size], list[int]] = {}
     for member in members:
-        if member.regularisation:
-            for record, bucket in zip(member.records, member.buckets, strict=True):
-                groups.setdefault((member.dataset, bucket), []).extend([record] * member.repeats)
+        for record, bucket in zip(member.records, member.buckets, strict=True):
+            groups.setdefault((member.dataset, bucket), []).extend([record] * member.repeats)
     chosen: dict[int, list[int]] = {}
     for (key, ring), count in zip(groups.items(), _shares([len(ring) for ring in groups.values()], wanted), strict=True):
         dataset, bucket = key
@@ -84,49 +126,23 @@ def _shares(sizes: Sequence[int], wanted: int) -> list[int]:
     return shares
 
 
-def _numbered(batches: Sequence[tuple[int, Size, list[int]]], epoch: int, first: int) -> list[BatchSpec]:
+def _numbered(batches: Sequence[tuple[int, Size, list[Pick]]], epoch: int, first: int) -> list[BatchSpec]:
     specs = []
-    for dataset, bucket, records in batches:
-        uses = tuple(Use(dataset, record, first + place) for place, record in enumerate(records))
+    for dataset, bucket, picks in batches:
+        uses = tuple(Use(*pick, first + place) for place, pick in enumerate(picks))
         specs.append(BatchSpec(epoch, dataset, bucket, uses))
-        first += len(records)
+        first += len(picks)
     return specs
 
 
 def held_out_batches(members: Sequence[Member]) -> list[BatchSpec]:
     """Batches over held-out records, each once, in a fixed order: `Use.number` counts from 0."""
     batches = []
-    for member in members:
-        groups: dict[Size, list[int]] = {}
-        for record, bucket in zip(member.records, member.buckets, strict=True):
-            groups.setdefault(bucket, []).append(record)
-        for bucket, records in sorted(groups.items()):
-            for start in range(0, len(records), member.batch_size):
-                batches.append((member.dataset, bucket, records[start : start + member.batch_size]))
+    for pool in _pools(members):
+        size = pool[0].batch_size
+        for bucket, picks in _by_bucket(pool, {member.dataset: member.records for member in pool}):
+            batches += [(pool[0].dataset, bucket, picks[start : start + size]) for start in range(0, len(picks), size)]
     return _numbered(batches, VALIDATION_EPOCH, 0)
-
-
-def held_out(digests: Sequence[Sequence[str]], *, share: float, seed: int) -> set[str]:
-    """Content digests to hold out, of the datasets' pictures given as digests.
-
-    Pictures are ranked by a hash of (seed, content), the same in every dataset, and taken from the top until each dataset has its
-    share (rounded; at least one of two or more). Copies of a picture, in one dataset or in several, are thus never divided between
-    training and validation, and a picture added later changes little.
-    """
-    chosen: set[str] = set()
-    if share <= 0:
-        return chosen
-    for pictures in digests:
-        distinct = sorted(set(pictures), key=lambda digest: (seed_for(seed, "validation", digest), digest))
-        wanted = min(max(1, math.floor(len(pictures) * share + 0.5)), len(pictures) - 1)
-        taken = sum(digest in chosen for digest in pictures)
-        for digest in distinct[:-1]:  # one distinct picture at least is trained
-            if taken >= wanted:
-                break
-            if digest not in chosen:
-                chosen.add(digest)
-                taken += pictures.count(digest)
-    return chosen
 
 
 def largest(batches: Sequence[BatchSpec]) -> BatchSpec:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fluxsmith.data.buckets import Placement
 from fluxsmith.data.index import Stamp, stamp_of
 from fluxsmith.data.transforms import PixelPlan
 from fluxsmith.errors import DataError, FluxsmithError, ModelFileError
@@ -47,6 +48,12 @@ def latents_key(picture: str, plan: PixelPlan, background: tuple[int, int, int],
         background=background,
         encoder=encoder,
     )
+
+
+def mask_key(source: str, placement: Placement, *, is_alpha: bool) -> str:
+    """The key of a loss mask (not mirrored): the file it comes from, and the crop."""
+    crop = (placement.x, placement.y)
+    return key_of(kind="mask", source=source, is_alpha=is_alpha, bucket=placement.bucket, resized=placement.resized, crop=crop)
 
 
 def text_key(caption: str, encoder: str) -> str:
@@ -91,6 +98,13 @@ class MemoryStore:
 
     def flush(self) -> None:
         """Nothing to do."""
+
+
+class Stores(NamedTuple):
+    """Where encoded pictures (with their masks) and captions are; None is off."""
+
+    latents: Store | None
+    text: Store | None
 
 
 class _Place(NamedTuple):

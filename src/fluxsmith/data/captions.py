@@ -1,8 +1,8 @@
 """From the text of a caption file to the text of one step: a pure function of the text, the options and a keyed generator.
 
 Order: whole-caption dropout; one line (wildcards) or the first line; `[trigger]`; `{a|b}`; tags kept, warmed up, shuffled,
-dropped; prefix and suffix; secondary separator. Prefix and suffix are joined with one space around the finished tags and
-are no tags themselves: they are never shuffled, dropped or counted (sd-scripts glues them to the first and last tag).
+dropped; prefix and suffix; secondary separator. Prefix and suffix are joined with one space around the finished tags and are no tags
+themselves; with `shuffle_affixes` they join the text first, and are split, counted, shuffled and dropped with it (as sd-scripts).
 """
 
 import math
@@ -32,11 +32,14 @@ def render(caption: str, config: CaptionConfig, *, rng: random.Random, epoch: in
     if dropped or (every and (epoch + 1) % every == 0):
         return ""
     text = _one_line(caption, config, rng)
+    if config.shuffle_affixes:
+        text = _joined(_drawn(config.prefix, config, rng), text, _drawn(config.suffix, config, rng))
     if config.keep_separator and config.keep_separator in text or _changes_tags(config):
         steps = config.warmup_steps if config.warmup_steps >= 1 else config.warmup_steps * total_steps
         text = _tags(text, config, rng, warmup=(step, steps))
-    ends = [_choose(_fill_trigger(_without_mark(end, config), config), config, rng) for end in (config.prefix, config.suffix)]
-    text = " ".join(part for part in (ends[0].strip(), text.strip(), ends[1].strip()) if part)
+    if not config.shuffle_affixes:
+        prefix, suffix = (_drawn(_without_mark(end, config), config, rng) for end in (config.prefix, config.suffix))
+        text = _joined(prefix, text, suffix)
     return text.replace(config.secondary_separator, config.separator) if config.secondary_separator else text
 
 
@@ -62,6 +65,14 @@ def steady(caption: str, config: CaptionConfig) -> str:
     return render(caption, calm, rng=random.Random(0), epoch=0, step=0, total_steps=1)  # noqa: S311  only wildcards draw from it
 
 
+def _drawn(text: str, config: CaptionConfig, rng: random.Random) -> str:
+    return _choose(_fill_trigger(text, config), config, rng)
+
+
+def _joined(*parts: str) -> str:
+    return " ".join(stripped for part in parts if (stripped := part.strip()))
+
+
 def _fill_trigger(text: str, config: CaptionConfig) -> str:
     return text.replace(TRIGGER, config.trigger) if config.trigger else text
 
@@ -75,8 +86,8 @@ def _one_line(caption: str, config: CaptionConfig, rng: random.Random) -> str:
     lines = [line.strip() for line in caption.splitlines() if line.strip()]
     if not lines:
         return ""
-    line = rng.choice(lines) if config.wildcards and len(lines) > 1 else lines[0]
-    return _choose(_fill_trigger(line, config), config, rng)
+    line = rng.choice(lines) if config.wildcards and not config.first_line and len(lines) > 1 else lines[0]
+    return _drawn(line, config, rng)
 
 
 def _choose(text: str, config: CaptionConfig, rng: random.Random) -> str:

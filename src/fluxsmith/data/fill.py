@@ -158,6 +158,20 @@ def _keep_text(store: Store, group: Sequence[WantedText], states: TextStates) ->
         store.put(one.key, {name: tensor.detach().to("cpu").clone() for name, tensor in row.items()})
 
 
+def fill_masks(store: Store, wanted: Sequence[Wanted]) -> Tally:
+    """Keep every wanted mask that the store lacks beside the latents; a mask needs no encoder."""
+    failed: dict[tuple[int, int], Finding] = {}
+    counts = _count([(one.key, one.why) for one in wanted], store)
+    try:
+        for one in _first_of_each(wanted, store):
+            mask = _read(one, failed)
+            if mask is not None:
+                store.put(one.key, {"mask": mask})
+    finally:
+        store.flush()
+    return Tally(counts, failed)
+
+
 def _first_of_each(wanted: Sequence[W], store: Store) -> list[W]:
     """What the store lacks, each key once."""
     return list({one.key: one for one in reversed(wanted) if one.key not in store}.values())[::-1]

@@ -22,6 +22,7 @@ class Known(NamedTuple):
     digest: str  # SHA-256 of the file
     size: Size  # upright, pixels
     caption: str = ""  # digest of the caption it had
+    has_alpha: bool | None = None  # None: noted by a version that did not look
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -80,5 +81,8 @@ def _key(path: Path) -> str:
 
 
 def _known(row: list[Any]) -> Known:
-    stamp, digest, size, caption = row
-    return Known((int(stamp[0]), int(stamp[1]), int(stamp[2])), str(digest), Size(int(size[0]), int(size[1])), str(caption))
+    stamp, digest, size, caption, *rest = row
+    place = (int(stamp[0]), int(stamp[1]), int(stamp[2]))
+    return Known(
+        place, str(digest), Size(int(size[0]), int(size[1])), str(caption), bool(rest[0]) if rest and rest[0] is not None else None
+    )

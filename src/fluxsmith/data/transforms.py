@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fluxsmith.config.dataset import Interpolation
+from fluxsmith.data.augment import Tint, tinted
 from fluxsmith.data.buckets import Placement
 from fluxsmith.data.types import Size
 
@@ -40,6 +41,7 @@ class PixelPlan(NamedTuple):
     interpolation: Interpolation = "auto"
     flipped: bool = False
     jitter: Jitter = Jitter()
+    tint: Tint = Tint()
 
 
 def pixels(image: Image.Image, plan: PixelPlan) -> Tensor:
@@ -47,7 +49,7 @@ def pixels(image: Image.Image, plan: PixelPlan) -> Tensor:
     placement = plan.placement
     image = resize(image, placement.resized, plan.interpolation)
     image = crop(image, placement)
-    image = color_jitter(image, plan.jitter)
+    image = tinted(color_jitter(image, plan.jitter), plan.tint)
     tensor = to_tensor(image)
     return tensor.flip(-1) if plan.flipped else tensor
 
@@ -101,9 +103,9 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1).to(torch.float32).div_(127.5).sub_(1.0)
 
 
-def loss_mask(alpha: Image.Image, placement: Placement, *, flipped: bool = False) -> Tensor:
-    """An alpha channel as a loss mask (1, H/8, W/8) in 0..1, averaged over the pixels of each latent."""
-    window = crop(resize(alpha, placement.resized, "auto"), placement)
+def loss_mask(grey: Image.Image, placement: Placement, *, flipped: bool = False) -> Tensor:
+    """A grey picture (an alpha channel, a mask) as a loss mask (1, H/8, W/8) in 0..1, averaged over the pixels of each latent."""
+    window = crop(resize(grey, placement.resized, "auto"), placement)
     mask = torch.from_numpy(numpy.array(window, dtype=numpy.float32))[None, None] / 255.0  # (1, 1, H, W)
     mask = interpolate(mask, scale_factor=1 / 8, mode="area")[0]
     return mask.flip(-1) if flipped else mask

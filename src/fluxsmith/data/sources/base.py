@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from fluxsmith.data.types import Record
 from fluxsmith.errors import Problem
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 MARKS = (  # longest first: the UTF-32 mark begins with the UTF-16 one
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fluxsmith.config.dataset import DatasetConfig
-from fluxsmith.data.sources.base import Listing, read_caption, shown
+from fluxsmith.data.augment import name_without_face
+from fluxsmith.data.sources.base import PICTURES, Listing, read_caption, shown
 from fluxsmith.data.types import Record
 from fluxsmith.errors import DataError, Problem
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 MAX_DEPTH = 32
 _REPEATS_IN_NAME = re.compile(r"(\d+)_.+")
 
@@ -126,14 +126,20 @@ class FolderSource:
             found.odd.append(key)
 
     def _record(self, key: str, files: dict[str, Path]) -> Record | Problem:
-        """The record, or the problem of its caption file. The first of `captions.extensions` that exists is the caption."""
+        """The record, or the problem of its caption file. The first of `captions.extensions` that exists is the caption.
+
+        A picture named `NAME_cx_cy_w_h` (where its face is) may share the caption of `NAME`.
+        """
         stem = key[: len(key) - len(Path(key).suffix)]
-        for extension in self.config.captions.extensions:
-            path = files.get(stem + extension)
-            if path is None:
-                continue
-            caption = read_caption(path, self.config.captions.encoding)
-            return caption if isinstance(caption, Problem) else Record(files[key], key, caption, path)
+        folder, slash, name = stem.rpartition("/")
+        shared = name_without_face(name)
+        for beginning in (stem, f"{folder}{slash}{shared}") if shared else (stem,):
+            for extension in self.config.captions.extensions:
+                path = files.get(beginning + extension)
+                if path is None:
+                    continue
+                caption = read_caption(path, self.config.captions.encoding)
+                return caption if isinstance(caption, Problem) else Record(files[key], key, caption, path)
         return Record(files[key], key, None)
 
     def _warnings(self, found: _Found, pictures: list[str]) -> Iterator[str]:
