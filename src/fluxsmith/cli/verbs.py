@@ -57,7 +57,7 @@ VERBS = (
     Verb("model quantize", "model", "write a model in fewer bits"),
     Verb("plan", "plan", "what a run needs before it starts"),
     Verb("show", "show", "print every value of a run file with its origin"),
-    Verb("translate", "translate", "turn another trainer's command into a run file"),
+    Verb("translate", "translate", "turn another trainer's command into a run file", raw=True),
     Verb("configure", "configure", "write a run file by answering questions"),
     Verb("bench", "bench", "measure steps and memory"),
     Verb("serve", "serve", "the web page"),
