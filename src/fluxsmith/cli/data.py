@@ -47,7 +47,7 @@ def _scan(source: Path, resolutions: list[int], *, recursive: bool, as_json: boo
     configs, run = _configs(source, resolutions, recursive=recursive)
     sets = _late("fluxsmith.data.scan").scan(configs)
     counts, note = _token_counts(run)
-    report: ScanReport = _late("fluxsmith.data.checks").report_on(sets, token_counts=counts)
+    report: ScanReport = _late("fluxsmith.data.checks").report_on(sets, token_counts=counts, validation=run.validation if run else None)
     notes = (note,) if note else report.notes
     if as_json:
         print(json.dumps(report.as_record() | {"notes": list(notes)}, indent=1))

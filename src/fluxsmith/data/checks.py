@@ -5,13 +5,15 @@ and the share of pictures skipped for problems is at most `max_skipped`; else on
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
+from fluxsmith.config.schema import ValidationConfig
 from fluxsmith.data.captions import TRIGGER, steady
-from fluxsmith.data.scan import Finding, Item, ScannedSet
+from fluxsmith.data.scan import EMPTY_CAPTION, NO_CAPTION, Finding, Item, ScannedSet
 from fluxsmith.data.sources.base import shown
+from fluxsmith.data.split import held_out_of, share_of
 from fluxsmith.data.types import BatchSpec, Size
 from fluxsmith.errors import DataError, Problem
 
@@ -50,6 +52,11 @@ class DatasetReport:
     buckets: tuple[BucketRow, ...]
     tokens: tuple[TokenRow, ...]
     max_skipped: float
+    group: str = ""
+    is_regularisation: bool = False
+    masks: int | None = None  # pictures that have one; None where none are wanted
+    conditions: int | None = None
+    held_out: int = 0  # pictures kept for validation
 
     def of(self, *kinds: str) -> list[Finding]:
         """The findings of some kinds."""
@@ -66,7 +73,15 @@ class DatasetReport:
         parts = [f"{self.found} found", f"{self.usable} usable"]
         names = {"error": "with errors", "skipped": "skipped", "left out": "left out as asked"}
         parts += [f"{counts[kind]} {text}" for kind, text in names.items() if counts[kind]]
-        return f"{self.name}: {', '.join(parts)}"
+        return f"{self.name}: {', '.join(parts + self.traits())}"
+
+    def traits(self) -> list[str]:
+        """What is special about these pictures, in words; empty for a plain dataset."""
+        traits = [f'group "{self.group}"'] if self.group else []
+        traits += ["regularisation"] if self.is_regularisation else []
+        traits += [f"{self.masks} with a mask"] if self.masks is not None else []
+        traits += [f"{self.conditions} with a condition picture"] if self.conditions is not None else []
+        return traits + ([f"{self.held_out} held out"] if self.held_out else [])
 
 
 @dataclass(frozen=True)
@@ -140,7 +155,11 @@ def _why_not(dataset: DatasetReport) -> Problem:
     skipped, errors = len(dataset.of("skipped")), len(dataset.of("error"))
     below = "see below; each line names its cure"
     if errors:
-        return Problem(f"{errors} of {dataset.found} pictures have no usable caption", dataset.path, "", below)
+        whole = [finding for finding in dataset.of("error") if not finding.key]
+        is_caption = {finding.problem.what for finding in dataset.of("error")} <= {NO_CAPTION, EMPTY_CAPTION}
+        what = "have no usable caption" if is_caption else "have problems that stop the run"
+        text = f"{errors} of {dataset.found} pictures {what}" if not whole else "masks or condition pictures do not match the pictures"
+        return Problem(text, dataset.path, "", below)
     if not dataset.usable:
         return Problem(f"none of {dataset.found} pictures can be used", dataset.path, "", below)
     share = skipped / dataset.found
@@ -149,16 +168,35 @@ def _why_not(dataset: DatasetReport) -> Problem:
     return Problem(f"{skipped} of {dataset.found} pictures cannot be used", dataset.path, why, fix)
 
 
-def report_on(sets: Sequence[ScannedSet], *, token_counts: TokenCounts | None = None) -> ScanReport:
+def report_on(
+    sets: Sequence[ScannedSet], *, token_counts: TokenCounts | None = None, validation: ValidationConfig | None = None
+) -> ScanReport:
     """Gather the findings of a scan, and add what shows only over all pictures (copies, enlarged ones, long captions)."""
     notes = () if token_counts else ("captions were not measured in tokens: no tokenizer",)
-    return ScanReport(tuple(_report(one, token_counts) for one in sets), notes)
+    validation = validation or ValidationConfig()
+    held = held_out_of(sets, validation)
+    reports = []
+    for one in sets:
+        mates = [other for other in sets if other is one or (one.config.group and other.config.group == one.config.group)]
+        measured = [item for item in one.items if item.digest in held] if share_of(one, validation) else []
+        reports.append(replace(_report(one, mates, token_counts), held_out=len(measured)))
+    return ScanReport(tuple(reports), notes)
 
 
-def _report(one: ScannedSet, token_counts: TokenCounts | None) -> DatasetReport:
-    config = one.config
+def _bucket_rows(one: ScannedSet, mates: Sequence[ScannedSet]) -> Iterator[BucketRow]:
+    """Pictures of the set; batches of all sets that it shares them with."""
     counts = Counter(item.placement.bucket for item in one.items)
-    rows = tuple(BucketRow(bucket, count, -(-count * config.repeats // config.batch_size)) for bucket, count in sorted(counts.items()))
+    uses: Counter[Size] = Counter()
+    for mate in mates:
+        for item in mate.items:
+            uses[item.placement.bucket] += mate.config.repeats
+    for bucket, count in sorted(counts.items()):
+        yield BucketRow(bucket, count, -(-uses[bucket] // one.config.batch_size))
+
+
+def _report(one: ScannedSet, mates: Sequence[ScannedSet], token_counts: TokenCounts | None) -> DatasetReport:
+    config = one.config
+    rows = tuple(_bucket_rows(one, mates))
     tokens = tuple(_token_rows(one, token_counts)) if token_counts else ()
     extra = [*_copies(one.items), *_enlarged(one), *_text_remarks(one), *_too_long(one, tokens)]
     return DatasetReport(
@@ -171,6 +209,10 @@ def _report(one: ScannedSet, token_counts: TokenCounts | None) -> DatasetReport:
         buckets=rows,
         tokens=tokens,
         max_skipped=config.max_skipped,
+        group=config.group,
+        is_regularisation=config.regularisation,
+        masks=sum(item.mask is not None for item in one.items) if config.alpha_mask or config.mask_dir else None,
+        conditions=sum(item.condition is not None for item in one.items) if config.condition_dir else None,
     )
 
 
@@ -206,8 +248,8 @@ def _text_remarks(one: ScannedSet) -> list[Finding]:
     for item in one.items:
         where = shown(item.record.caption_path or item.record.path)
         lines = [line for line in item.caption.splitlines() if line.strip()]
-        if len(lines) > 1 and not captions.wildcards:
-            fix = "put the caption on one line, or set captions.wildcards = true to draw one of the lines"
+        if len(lines) > 1 and not captions.wildcards and not captions.first_line:
+            fix = "put the caption on one line, set captions.wildcards = true to draw one of them, or captions.first_line = true"
             problem = Problem("only the first line of the caption is used", where, f"{len(lines)} lines", fix)
             findings.append(Finding("warning", item.record.key, problem))
         if TRIGGER in item.caption and not captions.trigger:

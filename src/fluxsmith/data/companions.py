@@ -109,13 +109,18 @@ def mismatch(what: str, path: Path, size: Size, picture: Size) -> Problem | None
     return Problem(f"{what} has other proportions than its picture", shown(path), why, "make both the same size")
 
 
-def read_mask(mask: Companion, placement: Placement, config: DatasetConfig) -> Tensor:
-    """(1, H/8, W/8) in 0..1. Raises DataError when the file is not the one that was scanned any more."""
+def mask_picture(mask: Companion, config: DatasetConfig) -> Image.Image:
+    """The whole mask, grey. Raises DataError when the file is not the one that was scanned any more."""
     read = read_image(mask.path, max_pixels=config.max_pixels, background=BLACK)
     grey = read.alpha if mask.is_alpha else read.image.getchannel("R")
     if grey is None:
         raise DataError("picture changed during the run", where=shown(mask.path), fix="start the command again")
-    return loss_mask(_same_size(grey, mask), placement)
+    return _same_size(grey, mask)
+
+
+def read_mask(mask: Companion, placement: Placement, config: DatasetConfig) -> Tensor:
+    """(1, H/8, W/8) in 0..1 of a crop, not mirrored. Raises DataError as `mask_picture`."""
+    return loss_mask(mask_picture(mask, config), placement)
 
 
 def read_condition(condition: Companion, placement: Placement, config: DatasetConfig, *, flipped: bool) -> Tensor:

@@ -22,6 +22,7 @@ from fluxsmith.data.types import Record, Size
 from fluxsmith.errors import DataError, Problem
 from fluxsmith.io.images import read_image
 
+NO_CAPTION, EMPTY_CAPTION = "no caption", "caption is empty"
 MAX_THREADS = 4  # a decoded picture can take 200 MB
 Kind = Literal["error", "skipped", "left out", "warning"]
 Progress = Callable[[int, int], None]
@@ -259,12 +260,12 @@ def _caption(record: Record, config: DatasetConfig, findings: list[Finding]) -> 
     """The text that stands for the record's caption; None when the picture is not to be used. Adds what there is to say."""
     captions = config.captions
     if record.caption is None:
-        what, rule = "no caption", captions.missing
+        what, rule = NO_CAPTION, captions.missing
         why = "looked for " + " ".join(captions.extensions)
         fix = 'write one, set captions.extensions, or set captions.missing = "allow" (with captions.trigger as the caption) or "skip"'
         where, stand_in = shown(record.path), captions.trigger
     elif not record.caption.strip():
-        what, rule = "caption is empty", captions.empty
+        what, rule = EMPTY_CAPTION, captions.empty
         why, fix = "", 'write one, or set captions.empty = "skip"'
         where, stand_in = shown(record.caption_path or record.path), ""
     else:

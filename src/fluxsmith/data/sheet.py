@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from PIL import Image, ImageDraw
 
 from fluxsmith.data.checks import DatasetReport, ScanReport
+from fluxsmith.data.companions import mask_picture
 from fluxsmith.data.scan import Finding, Item, ScannedSet
 from fluxsmith.data.sources.base import shown
 from fluxsmith.errors import DataError
 from fluxsmith.io.images import read_image
 
 THUMBNAIL = 220  # longest side, pixels
+MASKED = (200, 0, 0)
 MAX_THUMBNAILS = 400  # of each dataset: about 10 MB
 STYLE = """
 :root { color-scheme: light dark; --edge: #8884; --bad: #c0392b; --warn: #b7791f }
@@ -37,10 +39,32 @@ def sheet(sets: Sequence[ScannedSet], report: ScanReport) -> str:
     parts.append("<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">")
     parts.append(f"<title>Data scan</title><style>{STYLE}</style></head><body><h1>Data scan</h1>")
     parts += [f"<p>{_text(note)}</p>" for note in report.notes]
+    parts += _overview(report.datasets)
     for one, dataset in zip(sets, report.datasets, strict=True):
         parts += _dataset(one, dataset)
     parts.append("</body></html>\n")
     return "".join(parts)
+
+
+def _overview(datasets: Sequence[DatasetReport]) -> Iterator[str]:
+    """One line a data set, with a column for whatever one of them uses; nothing when all are plain."""
+    columns: dict[str, list[str]] = {
+        "group": [dataset.group for dataset in datasets],
+        "regularisation": ["yes" if dataset.is_regularisation else "" for dataset in datasets],
+        "masks": ["" if dataset.masks is None else str(dataset.masks) for dataset in datasets],
+        "condition pictures": ["" if dataset.conditions is None else str(dataset.conditions) for dataset in datasets],
+        "held out": [str(dataset.held_out or "") for dataset in datasets],
+    }
+    used = {name: values for name, values in columns.items() if any(values)}
+    if not used:
+        return
+    yield "<table><tr><th>data set<th class=n>usable" + "".join(f"<th>{name}" for name in used) + "</tr>"
+    for place, dataset in enumerate(datasets):
+        cells = "".join(f"<td>{_text(values[place])}" for values in used.values())
+        yield f"<tr><td>{_text(dataset.name)}<td class=n>{dataset.usable}{cells}</tr>"
+    yield "</table>"
+    if columns["group"] != [""] * len(datasets):
+        yield "<p><small>Data sets of one group share their batches; the tables of buckets count those of the group.</small></p>"
 
 
 def _dataset(one: ScannedSet, report: DatasetReport) -> Iterator[str]:
@@ -59,7 +83,8 @@ def _dataset(one: ScannedSet, report: DatasetReport) -> Iterator[str]:
             cells = (row.encoder, row.limit, f"{row.mean:.0f}", row.longest, len(row.over))
             yield f"<tr><td>{_text(str(cells[0]))}" + "".join(f"<td class=n>{cell}" for cell in cells[1:]) + "</tr>"
         yield "</table>"
-    yield "<h3>Pictures</h3><p><small>Dark margins are cut off.</small></p><ul class=pictures>"
+    masked = " What is red is masked: not learned." if report.masks else ""
+    yield f"<h3>Pictures</h3><p><small>Dark margins are cut off.{masked}</small></p><ul class=pictures>"
     remarks: dict[str, list[Finding]] = {}
     for finding in report.findings:
         remarks.setdefault(finding.key, []).append(finding)
@@ -94,6 +119,9 @@ def _picture(one: ScannedSet, item: Item, remarks: Sequence[Finding]) -> str:
     lines += [f"<small class=warn>{_text(finding.problem.what)}</small>" for finding in remarks]
     try:
         picture = read_image(item.record.path, max_pixels=one.config.max_pixels, background=one.config.background).image
+        if item.mask is not None:
+            grey = mask_picture(item.mask, one.config).resize(picture.size)
+            picture = Image.composite(picture, Image.blend(picture, Image.new("RGB", picture.size, MASKED), 0.7), grey)
     except DataError:
         return f"<li>{''.join(lines)}<small class=bad>cannot be read any more</small></li>"
     return f"<li><img alt='' src='data:image/jpeg;base64,{_thumbnail(picture, item)}'>{''.join(lines)}</li>"
