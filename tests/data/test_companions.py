@@ -129,7 +129,9 @@ def test_a_mask_of_another_size_is_resized_and_one_of_other_proportions_refused(
     Image.new("L", (128, 90), 255).save(tmp_path / "masks" / "0.png")
     with pytest.raises(DataError, match="1 of 4 pictures have problems") as caught:
         workshop.prepare(workshop.config(pictures, mask_dir=tmp_path / "masks"))
-    assert "other proportions than its picture (128 x 90, the picture has 128 x 96). Fix: make both the same size" in "\n".join(caught.value.lines())
+    assert "other proportions than its picture (128 x 90, the picture has 128 x 96). Fix: make both the same size" in "\n".join(
+        caught.value.lines()
+    )
 
 
 @pytest.mark.parametrize(("size", "fits"), [((128, 96), True), ((64, 48), True), ((43, 32), True), ((128, 95), True), ((96, 128), False)])
