@@ -1,6 +1,7 @@
 """The caption pipeline, rule by rule."""
 
 import random
+import re
 from collections import Counter
 from typing import Any
 
@@ -158,3 +159,99 @@ def test_any_text_renders(caption: str, keep: int, dropout: float, shuffle: bool
     text = render(caption, config, rng=random.Random(1), epoch=0, step=1, total_steps=9)
     assert "|||" not in text
     assert "\n" not in text
+
+
+def test_affixes_that_are_tags_are_shuffled_counted_and_dropped() -> None:
+    """What the document of sd-scripts promises: shuffling is performed with these strings included."""
+    affixes = {"prefix": "best, sharp, ", "suffix": ", from side", "shuffle_affixes": True}
+    seen = many("a, b", 400, shuffle=True, **affixes)
+    assert all(set(text.split(", ")) == {"best", "sharp", "a", "b", "from side"} for text in seen)
+    assert len({text.split(", ")[-1] for text in seen}) == 5
+    kept = many("a, b", 100, shuffle=True, keep_tokens=2, **affixes)
+    assert all(text.startswith("best, sharp, ") for text in kept)
+    assert len(kept) == 6
+    assert "from side" not in say("a, b", tag_dropout=1.0, keep_tokens=1, **affixes)
+    assert say("a, b", **affixes) == "best, sharp, a, b , from side", "joined with a space, and left alone when no tag is touched"
+    marked = many("a, b", 50, shuffle=True, keep_separator="|||", prefix="x |||", suffix="||| z", shuffle_affixes=True)
+    assert set(marked) == {"x, a, b, z", "x, b, a, z"}
+    assert say("", prefix="{p|p}", suffix="[trigger]", trigger="t", wildcards=True, shuffle_affixes=True) == "p t"
+
+
+def test_the_example_of_the_document() -> None:
+    seen = many("aaa, bbb ||| ccc, ddd, eee, fff ||| ggg, hhh", 400, shuffle=True, keep_separator="|||")
+    assert len(seen) == 24
+    assert all(text.startswith("aaa, bbb, ") and text.endswith(", ggg, hhh") for text in seen)
+    assert say("aaa;;;bbb;;;ccc", secondary_separator=";;;") == "aaa,bbb,ccc"
+
+
+def test_captions_without_the_mark_keep_their_first_tags() -> None:
+    options = {"shuffle": True, "keep_separator": "|||", "keep_tokens": 1}
+    assert set(many("a, b, c", 50, **options)) == {"a, b, c", "a, c, b"}
+    assert set(many("a, b ||| c", 50, **options)) == {"a, b, c"}
+
+
+def test_other_lines_that_are_notes() -> None:
+    options = {"wildcards": True, "first_line": True}
+    assert set(many("a {red|blue} cat\nphoto by someone", 50, **options)) == {"a red cat", "a blue cat"}
+    assert say("a\nb", first_line=True) == "a"
+
+
+def test_the_last_step_is_the_secondary_separator() -> None:
+    """So a group that is dropped is dropped whole, and a group of the prefix is one as well."""
+    seen = many("a;;;b, c", 200, tag_dropout=0.5, secondary_separator=";;;", prefix="p;;;q")
+    assert set(seen) == {"p,q", "p,q a,b", "p,q c", "p,q a,b, c"}
+
+
+def test_whole_dropout_comes_before_everything() -> None:
+    assert set(many("a ||| b", 50, dropout=1.0, prefix="p", suffix="s", keep_separator="|||", keep_tokens=9, shuffle_affixes=True)) == {""}
+
+
+tag = st.text(alphabet="abcdefgh ", min_size=1, max_size=6).map(str.strip).filter(bool)
+
+
+@given(
+    tags=st.lists(tag, min_size=1, max_size=9),
+    keep=st.integers(0, 10),
+    dropout=st.sampled_from([0.0, 0.4, 1.0]),
+    shuffle=st.booleans(),
+    warmup=st.sampled_from([0, 4, 0.5]),
+    step=st.integers(0, 12),
+    seed=st.integers(0, 999),
+)
+def test_kept_tags_stay_and_the_others_are_a_part_of_what_was_there(
+    tags: list[str], keep: int, dropout: float, shuffle: bool, warmup: float, step: int, seed: int
+) -> None:
+    text = say(
+        ", ".join(tags), seed, step=step, total_steps=10, keep_tokens=keep, tag_dropout=dropout, shuffle=shuffle, warmup_steps=warmup
+    )
+    found = text.split(", ") if text else []
+    kept, flexible = tags[:keep], tags[keep:]
+    assert found[: len(kept)] == kept
+    rest = Counter(found[len(kept) :])
+    limit = {0: 0, 4: 4, 0.5: 5}[warmup]
+    most = flexible if step >= limit else flexible[: max(1, int(step * (len(flexible) - 1) / limit) + 1)]
+    assert not rest - Counter(most)
+    if not dropout:
+        assert rest == Counter(most)
+    if not shuffle:
+        order = iter(flexible)
+        assert all(any(one == other for other in order) for one in found[len(kept) :])
+
+
+@given(st.lists(tag, min_size=1, max_size=4), st.lists(tag, min_size=1, max_size=5), st.lists(tag, max_size=3), st.integers(0, 99))
+def test_marks_fix_both_ends(head: list[str], body: list[str], tail: list[str], seed: int) -> None:
+    caption = " ||| ".join(", ".join(part) for part in (head, body, tail) if part)
+    found = say(caption, seed, shuffle=True, tag_dropout=0.3, keep_separator="|||").split(", ")
+    assert found[: len(head)] == head
+    assert not tail or found[-len(tail) :] == tail
+    assert not Counter(found[len(head) : len(found) - len(tail)]) - Counter(body)
+
+
+@given(st.lists(tag, min_size=1, max_size=4), st.lists(st.lists(tag, min_size=1, max_size=3), min_size=1, max_size=3), st.integers(0, 99))
+def test_wildcards_give_one_line_with_one_of_each_choice(words: list[str], choices: list[list[str]], seed: int) -> None:
+    lines = [f"{word} {' '.join('{' + '|'.join(parts) + '}' for parts in choices)} {{{{kept}}}}" for word in words]
+    found = say("\n".join(lines), seed, wildcards=True)
+    patterns = [
+        " ".join([re.escape(word), *(f"(?:{'|'.join(map(re.escape, parts))})" for parts in choices), re.escape("{kept}")]) for word in words
+    ]
+    assert any(re.fullmatch(pattern, found) for pattern in patterns)
