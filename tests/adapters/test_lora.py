@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from fluxsmith.adapters.base import AdapterSet
 from fluxsmith.adapters.formats.files import read_adapter, write_adapter
-from fluxsmith.adapters.lora import Config, Lora, LoraPart, load_adapter
+from fluxsmith.adapters.formats.state import lora_part
+from fluxsmith.adapters.load import load_adapter
+from fluxsmith.adapters.lora import Config, LoraPart
+from fluxsmith.adapters.rows import LayerAdapter, part_modules
 from fluxsmith.errors import ConfigError, ModelFileError, NumericError
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.linear import Linear
@@ -32,15 +35,15 @@ def fill(adapters: AdapterSet) -> AdapterSet:
     return adapters
 
 
-def layer(parts: list[LoraPart], out: int = 12) -> tuple[Linear, Lora]:
+def layer(parts: list[LoraPart], out: int = 12) -> tuple[Linear, LayerAdapter]:
     base = Linear(4, out).double()
-    lora = Lora(parts, out).double()
+    lora = LayerAdapter(parts, out).double()
     base.adapters["x"] = lora
     return base, lora
 
 
 def part(name: str = "", rows: tuple[int, int] = (0, 12), rank: int = 3, alpha: float = 2.0) -> LoraPart:
-    return LoraPart(name, rows, torch.randn(rank, 4), torch.randn(rows[1] - rows[0], rank), alpha)
+    return LoraPart(lora_part(name, *rows, torch.randn(rank, 4), torch.randn(rows[1] - rows[0], rank), alpha))
 
 
 def test_formula() -> None:
@@ -69,19 +72,20 @@ def test_parts_touch_only_their_rows(names: str) -> None:
 
 
 def test_rank_dropout_keeps_whole_ranks_per_sample_and_the_mean() -> None:
-    lora = Lora([part(rank=64)], 12).train()
-    lora.dropouts = (0.0, 0.25, 0.0)
-    hidden = lora._drop(torch.ones(200, 7, 64))
+    lora = part(rank=64).train()
+    lora.dropouts = (0.0, 0.25)
+    hidden = lora.drop(torch.ones(200, 7, 64))
     assert sorted(hidden.unique().tolist()) == pytest.approx([0.0, 1 / 0.75])
     assert torch.equal(hidden, hidden[:, :1].expand_as(hidden))  # the same ranks for all tokens of a sample
     assert abs(hidden.mean() - 1) < 0.03
-    assert lora._drop(torch.ones(3, 64)).shape == (3, 64)  # modulation layers see (B, D)
+    assert lora.drop(torch.ones(3, 64)).shape == (3, 64)  # modulation layers see (B, D)
 
 
 def test_dropouts_act_in_training_only() -> None:
     for dropouts in ((0.5, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 0.5)):
-        base, lora = layer([part(rank=8)])
-        lora.dropouts = dropouts
+        own = part(rank=8)
+        base, lora = layer([own])
+        own.dropouts, lora.module_dropout = dropouts[:2], dropouts[2]
         x = torch.randn(3, 6, 4, dtype=torch.float64)
         base.eval()
         still = base(x)
@@ -94,8 +98,9 @@ def test_dropouts_act_in_training_only() -> None:
 
 
 def test_dropout_follows_the_global_generator() -> None:
-    base, lora = layer([part()])
-    lora.dropouts = (0.3, 0.3, 0.3)
+    own = part()
+    base, lora = layer([own])
+    own.dropouts, lora.module_dropout = (0.3, 0.3), 0.3
     x, outs = torch.randn(2, 4, dtype=torch.float64), []
     for _ in range(2):
         torch.manual_seed(7)
@@ -257,7 +262,7 @@ def test_rank_from_file(dit: FluxDiT, tmp_path: Path) -> None:
     assert set(made.adapters) == set(deltas)
     assert made.params[f"{QKV}.down"].shape[0] == 3
     assert made.params["dit.double_blocks.0.txt_attn.qkv.down"].shape[0] == 5
-    assert all(isinstance(adapter, Lora) and adapter.dropouts == (0.2, 0.0, 0.0) for adapter in made.modules)
+    assert all(isinstance(own, LoraPart) and own.dropouts == (0.2, 0.0) for own in part_modules(made))
 
 
 def test_adapter_of_another_size_is_refused(dit: FluxDiT, tmp_path: Path, fixtures_root: Path) -> None:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from fluxsmith.adapters.base import linear_layers
 from fluxsmith.adapters.formats.files import read_adapter
-from fluxsmith.adapters.lora import from_state, load_adapter
-from fluxsmith.errors import ModelFileError
+from fluxsmith.adapters.load import delta_of, from_state, load_adapter
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.load import load_clip_l, load_dit, load_t5xxl
 from fluxsmith.models.packing import image_ids, pack, text_ids, unpack
@@ -21,33 +20,8 @@ from fluxsmith.models.stream import Tokens
 
 FIXTURE = "flux-dev-lora-tiny"
 META = json.loads((Path(__file__).parents[1] / "fixtures" / FIXTURE / "meta.json").read_text())
-READABLE_FILES = [
-    "kohya", "kohya_split_qkv", "diffusers_peft", "diffusers_peft_alpha_metadata", "ai_toolkit", "comfy_bfl_down_up", "comfy_bfl_peft",
-    "onetrainer_lora_transformer", "bfl_peft_base_model", "diffsynth", "xlabs_as_kohya",
-]  # fmt: skip
-NOT_YET = {  # the issue that brings each kind
-    "xlabs": "XLabs and BFL control LoRA layouts",
-    "xlabs_double_only": "XLabs and BFL control LoRA layouts",
-    "bfl_control": "XLabs and BFL control LoRA layouts",
-    "kohya_oft": "OFT",
-    "lycoris_prefix_diffusers_lokr": "LoKr",
-    "ai_toolkit_lokr": "LoKr",
-    "lycoris_lokr": "LoKr",
-    "lycoris_lokr_full": "LoKr",
-    "lycoris_lokr_both": "LoKr",
-    "lycoris_loha": "LoHa",
-    "peft_dora": "DoRA",
-    "lycoris_dora": "DoRA",
-    "lycoris_dora_in": "DoRA",
-    "lycoris_dokr": "DoRA",
-    "lycoris_ia3": "IA3, GLoRA and full differences",
-    "lycoris_ia3_input": "IA3, GLoRA and full differences",
-    "lycoris_full_diff": "IA3, GLoRA and full differences",
-    "lycoris_glora": "IA3, GLoRA and full differences",
-    "lycoris_diag_oft": "OFT",
-    "lycoris_diag_oft_constraint_rescale": "OFT",
-    "lycoris_boft": "OFT",
-}
+FILES = {name.removesuffix(".safetensors"): entry["group"] for name, entry in META["files"].items()}
+DORA = ["lycoris_dora", "lycoris_dora_in", "lycoris_dokr"]
 
 
 @pytest.fixture(scope="module")
@@ -66,44 +40,74 @@ def expected(fixtures_root: Path) -> dict[str, Tensor]:
     return load_file(fixtures_root / FIXTURE / "expected.safetensors")
 
 
-def test_every_file_of_the_fixture_is_accounted_for() -> None:
-    assert {name.removesuffix(".safetensors") for name in META["files"]} == set(READABLE_FILES) | set(NOT_YET)
+def test_every_group_of_the_fixture_has_a_file(expected: dict[str, Tensor]) -> None:
+    groups = {name.split("/")[0] for name in expected} - {"base"}
+    assert groups == set(FILES.values())
+    assert len(FILES) == 32
+
+
+def tokens_for(name: str, inputs: Tokens, fixtures_root: Path) -> Tokens:
+    """A control LoRA takes the control image's tokens as further channels."""
+    if name != "bfl_control":
+        return inputs
+    control = load_file(fixtures_root / FIXTURE / "inputs.safetensors")["control_cond"]
+    return inputs._replace(img=torch.cat((inputs.img, control), dim=-1))
 
 
 @torch.no_grad()
 @pytest.mark.ledger("KS-08")
+@pytest.mark.ledger("ST-11")
+@pytest.mark.ledger("ST-12")
 @pytest.mark.parametrize("strength", [1.0, 0.6])
-@pytest.mark.parametrize("name", READABLE_FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_outputs(name: str, strength: float, base: FluxDiT, inputs: Tokens, expected: dict[str, Tensor], fixtures_root: Path) -> None:
     dit = copy.deepcopy(base)
-    group = META["files"][f"{name}.safetensors"]["group"]
     adapters = load_adapter(fixtures_root / FIXTURE / f"{name}.safetensors", {"dit": dit}, strength=strength)
-    target = expected[f"{group}/scale_{strength}"]
-    assert (dit(inputs) - target).abs().max() < META["tolerance"]["output"]
+    target = expected[f"{FILES[name]}/scale_{strength}"]
+    assert (dit(tokens_for(name, inputs, fixtures_root)) - target).abs().max() < META["tolerance"]["output"]
     assert (target - expected["base"]).abs().max() > 10 * META["tolerance"]["output"]  # the adapter does something
     adapters.detach()
     assert (dit(inputs) - expected["base"]).abs().max() < META["tolerance"]["output"]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["kohya", "kohya_split_qkv", "diffusers_peft"])
+@pytest.mark.parametrize("name", FILES)
 def test_merged_equals_attached(name: str, base: FluxDiT, inputs: Tokens, expected: dict[str, Tensor], fixtures_root: Path) -> None:
     dit = copy.deepcopy(base)
     load_adapter(fixtures_root / FIXTURE / f"{name}.safetensors", {"dit": dit}, strength=0.6).merge()
     assert not any(".adapters." in key for key, _ in dit.named_parameters())
-    assert (dit(inputs) - expected["plain/scale_0.6"]).abs().max() < META["tolerance"]["output"]
+    out = dit(tokens_for(name, inputs, fixtures_root))
+    assert (out - expected[f"{FILES[name]}/scale_0.6"]).abs().max() < META["tolerance"]["output"]
 
 
-@pytest.mark.parametrize("name", NOT_YET)
-def test_other_kinds_are_refused_by_name(name: str, fixtures_root: Path) -> None:
-    with pytest.raises(ModelFileError, match="cannot be read yet") as caught:
-        read_adapter(fixtures_root / FIXTURE / f"{name}.safetensors")
-    assert f"{name}.safetensors" in str(caught.value)
+@torch.no_grad()
+@pytest.mark.ledger("ST-12")
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("name", DORA)
+def test_interpolated_dora(
+    name: str, merged: bool, base: FluxDiT, inputs: Tokens, expected: dict[str, Tensor], fixtures_root: Path
+) -> None:
+    """What ComfyUI makes of a strength, as an option."""
+    dit = copy.deepcopy(base)
+    path = fixtures_root / FIXTURE / f"{name}.safetensors"
+    adapters = load_adapter(path, {"dit": dit}, strength=0.6, dora_rule="interpolated")
+    if merged:
+        adapters.merge()
+    target = expected[f"{FILES[name]}/scale_0.6_interpolated"]
+    assert (dit(inputs) - target).abs().max() < META["tolerance"]["output"]
+    assert (target - expected[f"{FILES[name]}/scale_0.6"]).abs().max() > 10 * META["tolerance"]["output"]
 
 
-@pytest.mark.parametrize("name", NOT_YET)
-def test_outputs_of_other_kinds(name: str) -> None:
-    pytest.skip(f"comes with the issue about {NOT_YET[name]}")
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in FILES if name != "bfl_control"])
+def test_delta_without_a_model(name: str, base: FluxDiT, fixtures_root: Path) -> None:
+    """What tools use gives the same as the attached adapters."""
+    dit = copy.deepcopy(base)
+    path = fixtures_root / FIXTURE / f"{name}.safetensors"
+    adapters, layers = load_adapter(path, {"dit": dit}, strength=0.6), read_adapter(path).layers
+    for layer_path, adapter in adapters.adapters.items():
+        weight = adapters.bases[layer_path].weight
+        assert torch.allclose(delta_of(layer_path, layers[layer_path], weight, strength=0.6), adapter.delta(weight), atol=1e-6)
 
 
 TEXT = "text-encoder-lora-tiny"

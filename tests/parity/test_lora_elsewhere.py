@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fluxsmith.adapters.formats.files import write_adapter
-from fluxsmith.adapters.formats.state import AdapterState, LayerState, Part
+from fluxsmith.adapters.formats.state import AdapterState, LayerState, lora_part
 from fluxsmith.adapters.lora import Config
 from fluxsmith.io.keymaps import source_of
 from fluxsmith.io.keymaps.apply import disassemble
@@ -106,7 +106,7 @@ def test_full_width_single_block_through_diffusers_converter(split: bool, tmp_pa
     torch.manual_seed(0)
     rows = [("q", 0, width), ("k", width, 2 * width), ("v", 2 * width, 3 * width), ("mlp", 3 * width, 3 * width + mlp)]
     rows = rows if split else [("", 0, 3 * width + mlp)]
-    parts = tuple(Part(name, a, b, torch.randn(rank, width), torch.randn(b - a, rank), 1.0) for name, a, b in rows)
+    parts = tuple(lora_part(name, a, b, torch.randn(rank, width), torch.randn(b - a, rank), 1.0) for name, a, b in rows)
     layer = LayerState(parts, 3 * width + mlp)
     write_adapter(tmp_path / "a.safetensors", AdapterState({"dit.single_blocks.37.linear1": layer}), dtype=torch.float32)
     converted, _ = FluxPipeline.lora_state_dict(load_file(tmp_path / "a.safetensors"), return_alphas=True)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from fluxsmith.adapters.formats.files import read_adapter, write_adapter
-from fluxsmith.adapters.formats.state import AdapterState, LayerState, Part
+from fluxsmith.adapters.formats.state import AdapterState, LayerState, lora_part
+from fluxsmith.adapters.load import norm_of
 from fluxsmith.errors import ModelFileError
 from fluxsmith.io.safetensors import open_weights, save_weights
-from fluxsmith.tools.inspect import check, inspect, norm
+from fluxsmith.tools.inspect import check, inspect
 
 
 def lora(fixtures_root: Path, name: str) -> Path:
@@ -40,8 +41,8 @@ def test_norms_are_those_of_the_difference(fixtures_root: Path) -> None:
     for block in ("double_blocks.0", "single_blocks.2"):
         deltas = [layer.delta() for name, layer in state.layers.items() if f".{block}." in name]
         assert found.norms[block] == pytest.approx(sum(float(delta.square().sum()) for delta in deltas) ** 0.5, rel=1e-4)
-    layer = LayerState((Part("", 0, 3, torch.zeros(2, 4), torch.zeros(3, 2), 2.0),), 3)
-    assert norm(layer) == 0
+    layer = LayerState((lora_part("", 0, 3, torch.zeros(2, 4), torch.zeros(3, 2), 2.0),), 3)
+    assert norm_of(layer) == 0
 
 
 def test_inspect_text_encoders(fixtures_root: Path) -> None:
@@ -50,11 +51,23 @@ def test_inspect_text_encoders(fixtures_root: Path) -> None:
     assert found.ranks == {"clip_l": {3: 18}, "t5xxl": {3: 21}}
 
 
-@pytest.mark.parametrize("name", ["lycoris_lokr", "kohya_oft", "xlabs", "bfl_control"])
-def test_other_kinds_are_identified(fixtures_root: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "ranks", "has_norms"),
+    [
+        ("lycoris_lokr", "lokr", {3}, True),
+        ("lycoris_loha", "loha", {3}, True),
+        ("lycoris_full_diff", "full", {0}, True),
+        ("kohya_oft", "oft", {0}, False),
+        ("lycoris_dora", "dora", {3}, False),
+        ("xlabs", "lora", {3}, True),
+        ("bfl_control", "control", {3}, True),
+    ],
+)
+def test_other_kinds(fixtures_root: Path, name: str, kind: str, ranks: set[int], has_norms: bool) -> None:
     found = inspect(lora(fixtures_root, name))
-    assert found.kind in ("lokr", "oft", "lora", "control")
-    assert found.ranks == {}
+    assert found.kind == kind
+    assert {rank for counts in found.ranks.values() for rank in counts} == ranks
+    assert bool(found.norms) is has_norms
     assert check(lora(fixtures_root, name)).is_sound
 
 
@@ -104,7 +117,7 @@ def test_missing_half_alpha_zero_and_explosion(fixtures_root: Path, tmp_path: Pa
 
 
 def test_untrained_layers_are_noted(tmp_path: Path) -> None:
-    layer = LayerState((Part("", 0, 8, torch.randn(2, 8), torch.zeros(8, 2), 2.0),), 8)
+    layer = LayerState((lora_part("", 0, 8, torch.randn(2, 8), torch.zeros(8, 2), 2.0),), 8)
     write_adapter(tmp_path / "a.safetensors", AdapterState({"dit.double_blocks.0.img_attn.proj": layer}))
     found = check(tmp_path / "a.safetensors")
     assert found.is_sound

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxsmith.adapters.formats.state import AdapterState, LayerState
+from fluxsmith.adapters.swaps import Swaps
 from fluxsmith.adapters.targets import Layer, clip_layers, t5_layers
 from fluxsmith.errors import ModelFileError, NumericError
 from fluxsmith.models.linear import Linear
@@ -28,7 +29,7 @@ class LrGroup(NamedTuple):
 
 
 class Adapter(nn.Module):
-    """What sits in a Linear's slot. A method overrides `forward`, `delta`, `tensors` and `load`."""
+    """What sits in a Linear's slot. A method overrides `forward`, `delta`, `tensors`, `state` and `load`; `rows.LayerAdapter` does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,6 +44,27 @@ class Adapter(nn.Module):
     def delta(self, weight: Tensor) -> Tensor:
         """What merging adds to `weight` (out, in), float32, at the current strength."""
         raise NotImplementedError
+
+    def bias_delta(self) -> Tensor | None:
+        """What merging adds to the bias (out,), float32; None for nothing."""
+        return None
+
+    def bind(self, base: Linear) -> None:
+        """Told once which layer it is for."""
+
+    def after_backward(self) -> None:
+        """Called when the gradients of a whole step are there, before the optimizer takes them."""
+
+    def after_step(self, max_norm: float | None) -> dict[str, float]:
+        """Called after the optimizer's step: keeps the norm of what it adds below a limit; returns figures of this layer for logs."""
+        return {}
+
+    def extra(self) -> dict[str, Tensor]:
+        """What an exact resume needs beside the tensors, by short names."""
+        return {}
+
+    def load_extra(self, values: Mapping[str, Tensor]) -> None:
+        """Take it back."""
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """Trained tensors by short names that never change (`down`, `up`, `q.down`)."""
@@ -60,34 +82,55 @@ class Adapter(nn.Module):
 class AdapterSet:
     """Adapters by layer path, on their base layers. `params` and `groups` are what a trainer needs."""
 
-    def __init__(self, bases: Mapping[str, Linear], adapters: Mapping[str, Adapter], *, name: str = "adapter") -> None:
-        """`name` is the slot; several sets with different names add up in the order of attaching."""
+    def __init__(
+        self,
+        bases: Mapping[str, Linear],
+        adapters: Mapping[str, Adapter],
+        *,
+        name: str = "adapter",
+        replaced: Mapping[str, Tensor] | None = None,
+        widened: Mapping[str, int] | None = None,
+    ) -> None:
+        """`name` is the slot; several sets with different names add up in the order of attaching.
+
+        `replaced`: whole parameters put in place of the models' while attached. `widened`: inputs that a layer needs to have (the
+        base's weight gets zero columns while attached).
+        """
         self.name = name
         self.adapters = dict(adapters)
         self.bases = {path: bases[path] for path in adapters}
+        for path, adapter in self.adapters.items():
+            adapter.bind(self.bases[path])
         self.params: dict[str, nn.Parameter] = {
             f"{path}.{short}": param for path, adapter in self.adapters.items() for short, param in adapter.tensors().items()
         }
         self.groups: tuple[LrGroup, ...] = ()
+        self.max_norm: float | None = None
+        self.swaps = Swaps(dict(replaced or {}), dict(widened or {}))
 
     @property
     def modules(self) -> tuple[Adapter, ...]:
         """The adapters, for train and eval mode."""
         return tuple(self.adapters.values())
 
-    def attach(self) -> None:
-        """Put every adapter into its layer's slot. Raises ValueError if the slot's name is taken."""
+    def attach(self, models: Mapping[str, nn.Module] | None = None) -> None:
+        """Put every adapter into its layer's slot. Raises ValueError if the slot's name is taken.
+
+        `models` are needed by files that replace whole parameters.
+        """
         for path, adapter in self.adapters.items():
             slot = self.bases[path].adapters
             if self.name in slot:
                 raise ValueError(f"{path} already has an adapter called {self.name}")
             slot[self.name] = adapter
+        self.swaps.put(self.bases, models)
 
     def detach(self) -> None:
         """Take the adapters out again; the models are as before."""
         for path in self.adapters:
             if self.name in self.bases[path].adapters:
                 del self.bases[path].adapters[self.name]
+        self.swaps.undo()
 
     def scale(self, strength: float) -> None:
         """Multiply what the adapters do; 1 is as trained, 0 is the base."""
@@ -112,13 +155,55 @@ class AdapterSet:
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the adapters to the base weights (computed in float32) and detach them. Raises ValueError on a quantised layer."""
+        """Add the adapters to the base weights (computed in float32) and detach them. Raises ValueError on a quantised layer.
+
+        Replaced parameters and widened inputs stay.
+        """
         for path, adapter in self.adapters.items():
             weight = self.bases[path].weight
             if not weight.is_floating_point() or weight.dtype.itemsize == 1:
                 raise ValueError(f"{path} is quantised: merge into the full weights instead")
             weight.copy_((weight.float() + adapter.delta(weight.float())).to(weight.dtype))
+            bias, base = adapter.bias_delta(), self.bases[path]
+            if bias is not None and base.bias is None:
+                base.bias = nn.Parameter(bias.to(weight.device, weight.dtype), requires_grad=False)
+            elif bias is not None:
+                base.bias.copy_((base.bias.float() + bias.to(weight.device)).to(base.bias.dtype))
+        self.swaps.keep()
         self.detach()
+
+    def after_backward(self) -> None:
+        """To be called when the gradients of a whole step are there (synchronised), before the optimizer's step."""
+        for adapter in self.modules:
+            adapter.after_backward()
+
+    def after_step(self) -> dict[str, float]:
+        """To be called after the optimizer's step: limits norms where `max_norm` is set.
+
+        Returns figures for logs, empty if nothing is on: `keys_scaled` (layers), `max_key_norm`, `avg_key_norm`, `avg_grad_norm`,
+        `avg_combined_norm`.
+        """
+        found = [figures for adapter in self.modules if (figures := adapter.after_step(self.max_norm))]
+        totals: dict[str, list[float]] = {}
+        for figures in found:
+            for key, value in figures.items():
+                totals.setdefault(key, []).append(value)
+        made = {f"avg_{key}": sum(values) / len(values) for key, values in totals.items() if key != "scaled"}
+        if "key_norm" in totals:
+            made["max_key_norm"] = max(totals["key_norm"])
+        if "scaled" in totals:
+            made["keys_scaled"] = sum(totals["scaled"])
+        return made
+
+    def extra(self) -> dict[str, Tensor]:
+        """What an exact resume needs beside `params` (GGPO's gradient norms); empty for most adapters."""
+        return {f"{path}.{short}": value for path, adapter in self.adapters.items() for short, value in adapter.extra().items()}
+
+    def load_extra(self, values: Mapping[str, Tensor]) -> None:
+        """Take back what `extra` gave; to be called after the parameters are loaded."""
+        for path, adapter in self.adapters.items():
+            own = {key.removeprefix(f"{path}."): value for key, value in values.items() if key.startswith(f"{path}.")}
+            adapter.load_extra(own)
 
     def state(self, values: Mapping[str, Tensor] | None = None) -> AdapterState:
         """The content of a weights file; `values` (named as `params`) replace the parameters, for an average of them.
@@ -141,7 +226,11 @@ class AdapterSet:
         if unknown:
             raise unknown_layers(unknown, "the adapter's targets leave them out: widen adapter.targets")
         for path, layer in state.layers.items():
-            self.adapters[path].load(layer)
+            try:
+                self.adapters[path].load(layer)
+            except ModelFileError as error:
+                problem = error.problems[0]
+                raise ModelFileError(f"{path}: {problem.what}", why=problem.why, fix=problem.fix) from error
 
     def group_by(self, key: Callable[[str, str], tuple[str, float | None, float]]) -> None:
         """Make learning-rate groups: `key(path, short)` gives a group's name, rate and factor."""

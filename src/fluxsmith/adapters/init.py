@@ -32,4 +32,15 @@ def _zero_up(target: Target) -> Tensor:
     return torch.zeros(stop - start, target.rank)
 
 
+def kaiming(shape: tuple[int, int], target: Target, seed: int, tensor: str) -> Tensor:
+    """Uniform in +-1/sqrt(columns); each named tensor of a layer has a draw of its own."""
+    bound = shape[1] ** -0.5
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator(seed, "init", target.name, tensor))
+
+
+def normal(shape: tuple[int, int], deviation: float, target: Target, seed: int, tensor: str) -> Tensor:
+    """Normal with a standard deviation; each named tensor of a layer has a draw of its own."""
+    return torch.empty(shape).normal_(0, deviation, generator=generator(seed, "init", target.name, tensor))
+
+
 INITS: Mapping[str, Callable[[Target, int], Factors]] = {"default": default, "gaussian": gaussian}

@@ -68,6 +68,9 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
     **WHOLE,
 }
 
+KOHYA_PREFIXES = {"dit": "lora_unet_", "clip_l": "lora_te1_", "t5xxl": "lora_te3_"}
+KOHYA = "kohya:"  # a pattern that begins so is searched in the layer's name of sd-scripts
+
 Value = TypeVar("Value")
 
 CLIP_LAYERS = tuple(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")) + ("mlp.fc1", "mlp.fc2")
@@ -102,6 +105,19 @@ class Target(NamedTuple):
     def rows(self) -> tuple[int, int]:
         """Output rows that the target covers."""
         return part_rows(self.layer, self.part)
+
+
+def kohya_name(path: str) -> str:
+    """sd-scripts' name of a layer: `lora_unet_double_blocks_0_img_attn_qkv`, `lora_te1_text_model_encoder_layers_0_mlp_fc1`."""
+    role, _, rest = path.partition(".")
+    return KOHYA_PREFIXES[role] + rest.replace(".", "_")
+
+
+def hits(pattern: str, name: str) -> bool:
+    """Is the pattern found in a target's name (`dit.double_blocks.0.img_attn.qkv:q`), or, after `kohya:`, in its name of sd-scripts?"""
+    if pattern.startswith(KOHYA):
+        return re.search(pattern.removeprefix(KOHYA), kohya_name(name.partition(":")[0])) is not None
+    return re.search(pattern, name) is not None
 
 
 def clip_layers(count: int) -> list[str]:
@@ -145,16 +161,16 @@ def select(config: AdapterConfig, layers: Iterable[Layer], *, split: bool = Fals
 
 def _chosen(config: AdapterConfig, layers: Sequence[Layer], *, split: bool) -> list[tuple[Layer, str]]:
     wanted = (config.targets,) if isinstance(config.targets, str) else config.targets
-    hits: dict[str, set[str]] = {}
+    chosen_parts: dict[str, set[str]] = {}
     for item in wanted:
         found = _preset_hits(PRESETS[item], layers) if item in PRESETS else _pattern_hits(item, layers)
         if not found and item not in PRESETS:
             raise ConfigError(f"adapter.targets: {item!r} hits no layer", fix=f"use a preset ({', '.join(PRESETS)}) or another pattern")
         for path, part in found:
-            hits.setdefault(path, set()).add(part)
+            chosen_parts.setdefault(path, set()).add(part)
     chosen = []
     for layer in layers:
-        parts = hits.get(layer.path, set())
+        parts = chosen_parts.get(layer.path, set())
         if "" in parts:
             fused = parts_of(layer.path)
             chosen += [(layer, part) for part in fused] if split and fused else [(layer, "")]
@@ -164,28 +180,28 @@ def _chosen(config: AdapterConfig, layers: Sequence[Layer], *, split: bool) -> l
 
 
 def _preset_hits(patterns: Sequence[str], layers: Sequence[Layer]) -> list[tuple[str, str]]:
-    hits = []
+    found = []
     for pattern in patterns:
         body, _, parts = pattern.partition(":")
         compiled = re.compile(body)
         for layer in layers:
             if compiled.fullmatch(layer.path.removeprefix("dit.")):
-                hits += [(layer.path, part) for part in parts.split(",")]
-    return hits
+                found += [(layer.path, part) for part in parts.split(",")]
+    return found
 
 
 def _pattern_hits(pattern: str, layers: Sequence[Layer]) -> list[tuple[str, str]]:
     try:
-        compiled = re.compile(pattern)
+        re.compile(pattern.removeprefix(KOHYA))
     except re.error as error:
         presets = ", ".join(PRESETS)
         raise ConfigError(f"adapter.targets: {pattern!r} is neither a preset nor a pattern", why=str(error), fix=f"use {presets}") from None
-    return [(layer.path, "") for layer in layers if compiled.search(layer.path)]
+    return [(layer.path, "") for layer in layers if hits(pattern, layer.path)]
 
 
 def _target(config: AdapterConfig, layer: Layer, part: str) -> Target | None:
     name = f"{layer.path}:{part}" if part else layer.path
-    if any(re.search(pattern, name) for pattern in config.exclude) or not _in_blocks(config, layer.path):
+    if any(hits(pattern, name) for pattern in config.exclude) or not _in_blocks(config, layer.path):
         return None
     by_type: dict[str, int] = {str(kind): rank for kind, rank in config.rank_by_type.items()}
     rank = last_match(config.rank_by_pattern, name, by_type.get(layer_type(layer.path), config.rank))
@@ -202,8 +218,8 @@ def layer_type(path: str) -> str:
 
 
 def last_match(patterns: Mapping[str, Value], name: str, default: Value) -> Value:
-    """The value of the last pattern that is found in the name."""
-    return next((value for pattern, value in reversed([*patterns.items()]) if re.search(pattern, name)), default)
+    """The value of the last pattern that hits the name."""
+    return next((value for pattern, value in reversed([*patterns.items()]) if hits(pattern, name)), default)
 
 
 def block_numbers(text: str) -> set[int] | None:

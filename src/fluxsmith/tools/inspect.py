@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxsmith.adapters.formats.files import READERS, read_open
+from fluxsmith.adapters.formats.files import read_open
 from fluxsmith.adapters.formats.state import AdapterState, LayerState
 from fluxsmith.adapters.formats.verdict import Verdict, verdict_of
+from fluxsmith.adapters.load import norm_of
 from fluxsmith.adapters.targets import LAYER_TYPES, layer_type
 from fluxsmith.errors import ModelFileError
 from fluxsmith.io.canonical import canonical
@@ -26,7 +27,7 @@ HUGE = 1e3  # Frobenius norm of a layer's difference beyond which a file is susp
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file holds. Layer figures are empty for kinds that are only identified (LoKr, OFT, ...)."""
+    """What a file holds. Layer figures are empty for a file that cannot be read; norms for kinds that need the base weight (OFT, ...)."""
 
     path: str
     kind: str
@@ -127,8 +128,6 @@ def _state(weights: WeightsFile, found: Identity) -> tuple[AdapterState | None, 
     """The layers where the kind can be read, and what is wrong with them."""
     if found.unusable:
         return None, list(found.unusable)
-    if found.variant != "lora" or found.key_style not in READERS:
-        return None, []
     try:
         return read_open(weights), []
     except ModelFileError as error:
@@ -143,14 +142,14 @@ def _figures(state: AdapterState) -> dict[str, Any]:
         kind = layer_type(path) or "other"
         ranks.setdefault(kind, Counter())[layer.rank] += 1
         alphas.setdefault(kind, Counter())[layer.parts[0].alpha] += 1
-        norms[block_of(path)] += norm(layer) ** 2  # type: ignore[assignment]  # a Counter holds floats as well
+        norms[block_of(path)] += (norm_of(layer) or 0.0) ** 2  # type: ignore[assignment]  # a Counter holds floats as well
     order = [*LAYER_TYPES, "other"]
     return {
         "roles": dict(Counter(path.split(".", 1)[0] for path in state.layers)),
         "ranks": {kind: dict(sorted(ranks[kind].items())) for kind in order if kind in ranks},
         "alphas": {kind: dict(sorted(alphas[kind].items())) for kind in order if kind in alphas},
         "blocks": {stack: _numbers(state, stack) for stack in ("double_blocks", "single_blocks")},
-        "norms": {block: value**0.5 for block, value in norms.items()},
+        "norms": {block: value**0.5 for block, value in norms.items() if value},
         "split": any(part.name for layer in state.layers.values() for part in layer.parts),
     }
 
@@ -162,15 +161,6 @@ def block_of(path: str) -> str:
         return role
     words = rest.split(".")
     return ".".join(words[:2]) if "blocks" in words[0] else words[0]
-
-
-def norm(layer: LayerState) -> float:
-    """Frobenius norm of what a layer's adapter adds, from the small Gram matrices of its factors."""
-    total = 0.0
-    for part in layer.parts:
-        down, up = part.down.double(), part.up.double()
-        total += part.scale**2 * float(((down @ down.T) * (up.T @ up)).sum())
-    return max(total, 0.0) ** 0.5
 
 
 def _numbers(state: AdapterState, stack: str) -> list[int]:
@@ -190,10 +180,10 @@ def _finite(tensor: Tensor) -> bool:
 
 def _suspect(state: AdapterState) -> list[str]:
     problems = []
-    zero = [path for path, layer in state.layers.items() if any(part.alpha == 0 for part in layer.parts)]
+    zero = [path for path, layer in state.layers.items() if any(part.rank and part.alpha == 0 for part in layer.parts)]
     if zero:
         problems.append(f"{len(zero)} layers have alpha 0 and so no effect, e.g. {zero[0]}")
-    large = {path: value for path, layer in state.layers.items() if (value := norm(layer)) > HUGE}
+    large = {path: value for path, layer in state.layers.items() if (value := norm_of(layer) or 0.0) > HUGE}
     if large:
         path = max(large, key=lambda name: large[name])
         problems.append(f"{len(large)} layers change their weights by a norm above {HUGE:g}, up to {large[path]:.3g} at {path}")
@@ -201,7 +191,7 @@ def _suspect(state: AdapterState) -> list[str]:
 
 
 def _remarks(state: AdapterState) -> list[str]:
-    idle = [path for path, layer in state.layers.items() if not any(bool(part.up.any()) and bool(part.down.any()) for part in layer.parts)]
+    idle = [path for path, layer in state.layers.items() if norm_of(layer) == 0]
     return [f"{len(idle)} of {len(state.layers)} layers are zero, e.g. {idle[0]}"] if idle else []
 
 
@@ -225,5 +215,5 @@ def _misfit(path: str, layer: LayerState, shapes: Mapping[str, tuple[int, ...]])
     if shape is None:
         return f"the base has no layer {path}"
     height = max(part.stop for part in layer.parts)
-    fits = layer.in_features == shape[1] and (height == shape[0] if layer.out_features else height <= shape[0])
+    fits = layer.in_features in (None, shape[1]) and (height == shape[0] if layer.out_features else height <= shape[0])
     return "" if fits else f"{path} is {height} x {layer.in_features} here and {shape[0]} x {shape[1]} in the base"

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fluxsmith.adapters.formats import kohya, peft
 from fluxsmith.adapters.formats.files import read_adapter, write_adapter
-from fluxsmith.adapters.formats.state import AdapterState, LayerState, Part, fuse
+from fluxsmith.adapters.formats.fused import fuse
+from fluxsmith.adapters.formats.state import AdapterState, LayerState, Part, lora_part
 from fluxsmith.errors import ModelFileError
 from fluxsmith.io.safetensors import open_weights, save_weights
 
@@ -17,7 +18,7 @@ WIDTH, MLP = 8, 32
 
 
 def random_part(name: str, start: int, stop: int, rank: int, alpha: float, width: int = WIDTH) -> Part:
-    return Part(name, start, stop, torch.randn(rank, width), torch.randn(stop - start, rank), alpha)
+    return lora_part(name, start, stop, torch.randn(rank, width), torch.randn(stop - start, rank), alpha)
 
 
 def state() -> AdapterState:

@@ -1,11 +1,12 @@
-"""What every adapter file format is read into and written from: layer paths with their factors, in one naming.
+"""What every adapter file format is read into and written from: layer paths with their tensors, in one naming.
 
-Layer paths are those of `adapters/targets.py`; a fused layer holds one whole part or parts q, k, v (mlp) with factors of their own.
+Layer paths are those of `adapters/targets.py`; a fused layer holds one whole part or parts q, k, v (mlp) of their own.
+A part's `kind` names the file `adapters/<kind>.py` that knows its maths; `formats/kinds.py` knows its tensors and sizes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,39 +14,84 @@ from torch import Tensor
 from fluxsmith.errors import ModelFileError
 
 
-class Part(NamedTuple):
-    """The adapter of output rows start..stop of a layer. `name` is empty for a whole layer; strength is alpha / rank."""
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The adapter of output rows start..stop of a layer. `name` is empty for a whole layer.
+
+    `tensors` are named as in `formats/kinds.py`; any kind may have `bias` (rows,), and the additive ones `magnitude` (DoRA).
+    """
 
     name: str
     start: int
     stop: int
-    down: Tensor  # (rank, in)
-    up: Tensor  # (stop - start, rank)
+    kind: str
+    tensors: Mapping[str, Tensor]
     alpha: float
+    """Strength is alpha / rank where a kind has a rank; the constraint of orthogonal kinds."""
+    rule: str = ""
+    """How a DoRA follows the strength: `lycoris`, `peft` or `interpolated`."""
+
+    @property
+    def down(self) -> Tensor:
+        """LoRA's (rank, in)."""
+        return self.tensors["down"]
+
+    @property
+    def up(self) -> Tensor:
+        """LoRA's (rows, rank)."""
+        return self.tensors["up"]
+
+    @property
+    def rows(self) -> int:
+        """Output rows."""
+        return self.stop - self.start
 
     @property
     def rank(self) -> int:
-        """Width."""
-        return self.down.shape[0]
+        """Width; 0 for kinds without one."""
+        if self.kind == "lora":
+            return self.down.shape[0]
+        for name in ("w2_b", "w1_b", "a2"):
+            if name in self.tensors:
+                return self.tensors[name].shape[0]
+        return 0
 
     @property
     def scale(self) -> float:
         """Strength that the product of the factors is multiplied by."""
-        return self.alpha / self.rank
+        return self.alpha / self.rank if self.rank else 1.0
+
+    @property
+    def is_plain_lora(self) -> bool:
+        """A pair of factors and nothing else."""
+        return self.kind == "lora" and set(self.tensors) == {"down", "up"}
+
+    def having(self, **changes: Any) -> "Part":
+        """A copy with some fields replaced."""
+        return replace(self, **changes)
+
+
+def lora_part(name: str, start: int, stop: int, down: Tensor, up: Tensor, alpha: float) -> Part:
+    """A LoRA's part: down (rank, in), up (stop - start, rank), strength alpha / rank."""
+    return Part(name, start, stop, "lora", {"down": down, "up": up}, alpha)
 
 
 @dataclass(frozen=True)
 class LayerState:
-    """One layer's adapter. `out_features` is None where a file does not tell (parts of a fused layer are missing)."""
+    """One layer's adapter. `out_features`, `in_features` are None where a file does not tell (missing parts; rotations)."""
 
     parts: tuple[Part, ...]
     out_features: int | None
-    kind: str = "lora"
+    in_features: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.in_features is None and self.parts and "down" in self.parts[0].tensors:
+            object.__setattr__(self, "in_features", self.parts[0].down.shape[1])
 
     @property
-    def in_features(self) -> int:
-        """Inputs of the layer."""
-        return self.parts[0].down.shape[1]
+    def kind(self) -> str:
+        """Kind of its parts, joined by `+` if they differ; DoRA counts as a kind of its own."""
+        return "+".join(dict.fromkeys("dora" if "magnitude" in part.tensors else part.kind for part in self.parts))
 
     @property
     def rank(self) -> int:
@@ -53,8 +99,13 @@ class LayerState:
         return max(part.rank for part in self.parts)
 
     def delta(self) -> Tensor:
-        """What is added to the weight at strength 1: (out, in), float32. Raises ModelFileError if the height is unknown."""
-        made = torch.zeros(self.height(), self.in_features)
+        """What a LoRA adds to the weight at strength 1: (out, in), float32. Raises ModelFileError if the height is unknown.
+
+        Other kinds may need the weight that they change: `adapters.load.delta_of(path, layer, weight)`.
+        """
+        if not all(part.is_plain_lora or set(part.tensors) == {"down", "up", "bias"} for part in self.parts):
+            raise ModelFileError(f"what a {self.kind} adds cannot be told without the base weight")
+        made = torch.zeros(self.height(), self.parts[0].down.shape[1])
         for part in self.parts:
             made[part.start : part.stop] += part.scale * (part.up.float() @ part.down.float())
         return made
@@ -74,36 +125,13 @@ class AdapterState:
     metadata: Mapping[str, str] = field(default_factory=dict)
     format: str = ""
     """Format it was read from."""
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)
+    """Whole parameters that it puts in place of the model's, at any strength: `dit.single_blocks.0.norm.key_norm.scale`."""
 
     def roles(self) -> tuple[str, ...]:
         """Models it adapts: dit, clip_l, t5xxl."""
         return tuple(dict.fromkeys(path.split(".", 1)[0] for path in self.layers))
 
-
-def fuse(layer: LayerState) -> Part:
-    """One pair of factors for the whole layer with exactly the same product: downs stacked, ups block-diagonal.
-
-    The alpha is chosen so that alpha / (sum of ranks) is the common strength; differing strengths go into the up factor.
-    """
-    if len(layer.parts) == 1 and not layer.parts[0].name:
-        return layer.parts[0]
-    total = sum(part.rank for part in layer.parts)
-    scales = {part.scale for part in layer.parts}
-    common = scales.pop() if len(scales) == 1 else None
-    up = layer.parts[0].up.new_zeros(layer.height(), total)
-    column = 0
-    for part in layer.parts:
-        up[part.start : part.stop, column : column + part.rank] = part.up if common is not None else part.up * part.scale
-        column += part.rank
-    down = torch.cat([part.down for part in layer.parts])
-    return Part("", 0, layer.height(), down, up, total * (1.0 if common is None else common))
-
-
-def unsplit(layer: LayerState, names: tuple[str, ...]) -> LayerState:
-    """Parts that share one down factor (as converted fused layers do) become one whole part again, without loss."""
-    parts = layer.parts
-    if tuple(part.name for part in parts) != names or any(not torch.equal(part.down, parts[0].down) for part in parts):
-        return layer
-    first = parts[0]
-    up = torch.cat([part.up if part.scale == first.scale else part.up * (part.scale / first.scale) for part in parts])
-    return LayerState((Part("", 0, up.shape[0], first.down, up, first.alpha),), up.shape[0], layer.kind)
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of its layers, in order of first sight."""
+        return tuple(dict.fromkeys(layer.kind for layer in self.layers.values()))
