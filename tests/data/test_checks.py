@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fluxsmith.config.schema import ValidationConfig
 from fluxsmith.data.batching import Member, epoch_batches
 from fluxsmith.data.checks import ScanReport, check_fits, report_on
 from fluxsmith.data.scan import scan
@@ -190,3 +191,35 @@ def test_one_picture_and_a_large_batch_still_train(workshop: Any, make_folder: C
     data = workshop.prepare(workshop.config(make_folder(tmp_path / "one", 1), batch_size=8))
     assert [len(spec.uses) for spec in data.batches(0)] == [1]
     assert check_fits(data.batches(0), data.batch_sizes, accumulation=1)
+
+
+def test_several_lines_are_no_surprise_when_only_the_first_is_meant(folder: Path) -> None:
+    (folder / "00.txt").write_text("a cat\nphoto by someone")
+    assert [line for line in said(report(folder), "warning") if "only the first line" in line and "first_line = true" in line]
+    assert not said(report(folder, captions={"first_line": True}), "warning")
+
+
+def test_what_is_special_about_a_dataset_is_in_its_verdict(folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"resolution": 64, "buckets": {"step": 16, "min": 32}, "batch_size": 2}
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in folder.glob("*.png"):
+        (masks / path.name).write_bytes(path.read_bytes())
+    configs = [
+        Config(path=folder, name="one", group="g", mask_dir=masks, condition_dir=masks, repeats=2, **options),
+        Config(path=folder, name="two", group="g", regularisation=True, condition_dir=masks, **options),
+        Config(path=folder, name="three", validation_share=0.0, **options),
+    ]
+    found = report_on(scan(configs), validation=ValidationConfig(share=0.4))
+    one, two, three = found.datasets
+    assert one.verdict() == 'one: 6 found, 6 usable, group "g", 6 with a mask, 6 with a condition picture, 2 held out'
+    assert two.verdict() == 'two: 6 found, 6 usable, group "g", regularisation, 6 with a condition picture'
+    assert three.verdict() == "three: 6 found, 6 usable"
+    assert {row.bucket: (row.pictures, row.batches) for row in one.buckets}[Size(64, 64)] == (2, 3), "2 x 2 uses and 2 of the other set"
+    assert {row.bucket: (row.pictures, row.batches) for row in three.buckets}[Size(64, 64)] == (2, 1)
+    record = json.loads(json.dumps(found.as_record()))["datasets"]
+    assert [(one["group"], one["masks"], one["held_out"]) for one in record] == [("g", 6, 2), ("g", None, 0), ("", None, 0)]
+
+
+def test_no_columns_for_what_is_not_used(folder: Path) -> None:
+    assert report(folder).datasets[0].traits() == []

@@ -76,3 +76,26 @@ def test_problems_are_listed_with_their_cures(folder: Path) -> None:
     assert "broken.png" in text
     assert "save it as PNG or JPEG" in text
     assert "A run will not start" in text
+
+
+def test_masked_parts_are_red_and_used_columns_shown(tmp_path: Path) -> None:
+    pictures_in, masks = tmp_path / "pictures", tmp_path / "masks"
+    for folder in (pictures_in, masks):
+        folder.mkdir()
+    Image.new("RGB", (100, 100), (250, 250, 250)).save(pictures_in / "a.png")
+    (pictures_in / "a.txt").write_text("a")
+    mask = Image.new("L", (100, 100), 255)
+    mask.paste(0, (0, 0, 50, 100))
+    mask.save(masks / "a.png")
+    sets = scan([Config(path=pictures_in, resolution=64, buckets={"enabled": False}, mask_dir=masks, group="<g>")])
+    text = sheet(sets, report_on(sets))
+    (image,) = pictures(text)
+    left, right = image.convert("RGB").getpixel((20, 110)), image.convert("RGB").getpixel((200, 110))
+    assert isinstance(left, tuple)
+    assert isinstance(right, tuple)
+    assert left[0] - left[1] > 80
+    assert min(right) > 240
+    assert "<th>group<th>masks</tr>" in text
+    assert "&lt;g&gt;" in text
+    assert "held out" not in text
+    assert "<th>group" not in page(pictures_in)

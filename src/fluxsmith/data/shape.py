@@ -12,7 +12,7 @@ from fluxsmith.data.scan import Item
 NOT_SHAPING = {
     "type",
     "path",
-    "file",
+    "metadata_file",
     "name",
     "recursive",
     "max_pixels",

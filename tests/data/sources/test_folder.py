@@ -180,3 +180,20 @@ def test_the_name_is_the_folders(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     assert Config(path=tmp_path).build().name == tmp_path.name
     assert Config(path=tmp_path, name="cats").build().name == "cats"
+
+
+@pytest.mark.ledger("KS-41")
+def test_a_name_with_a_face_shares_the_caption_of_the_name(tmp_path: Path) -> None:
+    put(tmp_path / "cat_10_20_30_40.png", None)
+    put(tmp_path / "sub" / "cat_10_20_30_40.png", None)
+    put(tmp_path / "dog_10_20_30_40.png", "its own")
+    put(tmp_path / "my_best_cat_of_all.png", None)
+    for name, text in (("cat", "shared"), ("dog", "not this"), ("sub/cat", "below"), ("my", "not a face")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    captions = {record.key: record.caption for record in listing(tmp_path, recursive=True).records}
+    assert captions == {
+        "cat_10_20_30_40.png": "shared",
+        "dog_10_20_30_40.png": "its own",
+        "my_best_cat_of_all.png": None,
+        "sub/cat_10_20_30_40.png": "below",
+    }
