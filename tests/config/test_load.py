@@ -256,7 +256,7 @@ RULE_CASES = {
     "ranks of no file": (["adapter.rank_from_file=true"], "needs a file", "adapter.rank_from_file"),
     "no components": (["adapter=null", "train.components=[]"], "each trained component once", "train.components"),
     "trained encoder cached": (["adapter=null", "train.components=['t5xxl']"], "cannot be cached", "run.toml"),
-    "adapter in encoder cached": (["adapter.text_encoders=['clip_l']"], "cannot be cached", "run.toml"),
+    "adapter in encoder cached": (["adapter.text_encoders=['t5xxl']"], "cannot be cached", "run.toml"),
     "trained ae cached": (["adapter=null", "train.components=['ae']"], "cannot be cached", "run.toml"),
     "jitter": (["data.0.color_jitter=0.1"], "changes nothing in cached latents", "data.0.color_jitter"),
     "sigma range": (["noise.min_sigma=0.5", "noise.max_sigma=0.5"], "must be below", "noise.min_sigma"),

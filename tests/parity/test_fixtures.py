@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from control_checks import check_controlnet, check_controlnet_pixels
 from fixture import Fixture, open_fixture
 from safetensors.torch import load_file
 from torch import Tensor
@@ -43,10 +44,8 @@ ELSEWHERE = {
     "flux-dev-lora-tiny": "test_lora.py",
     "text-encoder-lora-tiny": "test_lora.py",
 }
-CONTROLS, SDSCRIPTS, DIFFSYNTH, CACHES = "control models", "sd-scripts, complete", "DiffSynth training and pipeline", "step caches"
+CONTROLS, DIFFSYNTH, CACHES = "control models", "DiffSynth training and pipeline", "step caches"
 LATER = {  # kinds that a later issue covers, by its subject
-    "controlnet-tiny": SDSCRIPTS,
-    "controlnet-sdscripts-tiny": SDSCRIPTS,
     "attrictrl-tiny": CONTROLS,
     "controlnet-variants-tiny": CONTROLS,
     "eligen-tiny": CONTROLS,
@@ -351,6 +350,8 @@ CHECKS: dict[str, Callable[[Fixture], None]] = {
     "flux-dev-small": check_small,
     "flux-schnell-tiny": check_flux,
     "chroma-tiny": check_chroma,
+    "controlnet-tiny": check_controlnet,
+    "controlnet-sdscripts-tiny": check_controlnet_pixels,
     "ae-tiny": check_ae,
     "ae-tiled-target": check_ae_tiled,
     "taef1-tiny": check_tiny_ae,

@@ -6,10 +6,12 @@ A rule yields `Finding`s; `findings(config)` collects those of all rules, so tha
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fluxsmith.config import model_rules
 from fluxsmith.config.adapter import AdapterConfig
 from fluxsmith.config.data_rules import data_findings
 from fluxsmith.config.dataset import DatasetConfig
 from fluxsmith.config.finding import Finding
+from fluxsmith.config.optimizer import OptimizerConfig
 from fluxsmith.config.schema import RunConfig
 from fluxsmith.config.sections import KeyPath
 
@@ -136,18 +138,37 @@ def auto_shift(config: RunConfig) -> Iterator[Finding]:
 
 
 def schedule(config: RunConfig) -> Iterator[Finding]:
-    """Warm-up and decay fit into the run; the rules belong to one schedule."""
+    """Warm-up and decay fit into the run; what belongs to one schedule is given with it alone."""
     plan, steps = config.schedule, config.train.steps
-    if (plan.name == "piecewise_constant") != bool(plan.rules):
-        fix = 'write schedule.name = "piecewise_constant" and schedule.rules = "1:500,0.1" together'
-        yield Finding(("schedule", "rules"), "schedule.rules and the piecewise_constant schedule belong together", fix)
-    if plan.decay and plan.name != "warmup_stable_decay":
-        fix = 'write schedule.name = "warmup_stable_decay", or remove schedule.decay'
-        yield Finding(("schedule", "decay"), f'schedule "{plan.name}" has no separate decay', fix)
+    for key, value, name in (
+        ("rules", plan.rules, "piecewise_constant"),
+        ("path", plan.path, "imported"),
+        ("options", plan.options, "imported"),
+        ("decay", plan.decay, "warmup_stable_decay"),
+        ("decay_shape", plan.decay_shape != "linear", "warmup_stable_decay"),
+        ("timescale", plan.timescale, "inverse_sqrt"),
+    ):
+        if value and plan.name != name:
+            fix = f'write schedule.name = "{name}", or remove schedule.{key}'
+            yield Finding(("schedule", key), f'schedule.{key} has no effect on schedule "{plan.name}"', fix)
+    for key, value, name, example in (
+        ("rules", plan.rules, "piecewise_constant", "1:500,0.1"),
+        ("path", plan.path, "imported", "CosineAnnealingLR"),
+    ):
+        if plan.name == name and not value:
+            yield Finding(("schedule", key), f'schedule "{name}" needs schedule.{key}', f'write schedule.{key} = "{example}"')
     spent = sum(value if value >= 1 else value * (steps or 1) for value in (plan.warmup, plan.decay))
     if steps is not None and spent > steps:
         fix = "shorten them; values below 1 are shares of the run"
         yield Finding(("schedule", "warmup"), f"warm-up and decay take {spent:g} of {steps} steps", fix)
+
+
+def own_rate(config: RunConfig) -> Iterator[Finding]:
+    """An optimizer that finds its rate reads no schedule."""
+    optim, plan = config.optim, config.schedule
+    if isinstance(optim, OptimizerConfig) and not optim.uses_schedule() and (plan.name != "constant" or plan.warmup):
+        fix = 'write schedule = { name = "constant" } (warmup_init = true in optim.options is its own warm-up)'
+        yield Finding(("schedule", "name"), "the schedule has no effect: the optimizer makes its own rate (relative_step)", fix)
 
 
 def sample_size(config: RunConfig) -> Iterator[Finding]:
@@ -237,6 +258,7 @@ RULES: tuple[Rule, ...] = (
     weighting,
     auto_shift,
     schedule,
+    own_rate,
     sample_size,
     sample_negative,
     bucket_sizes,
@@ -244,4 +266,5 @@ RULES: tuple[Rule, ...] = (
     validation,
     precision,
     run_dir,
+    *model_rules.RULES,
 )

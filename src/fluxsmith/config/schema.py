@@ -6,10 +6,11 @@ Read a file with `fluxsmith.config.load.load_config("run.toml", ["train.steps=50
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AliasChoices, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from fluxsmith.config.choice import Choice
 from fluxsmith.config.dataset import DatasetConfig
+from fluxsmith.config.foreign import check_allowed
 from fluxsmith.config.section import PluginConfig, Section
 
 Component = Literal["dit", "clip_l", "t5xxl", "ae"]
@@ -17,24 +18,58 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 
 
 class ScheduleConfig(Section):
-    """Learning rate over steps, as a factor on `optim.lr`."""
+    """Learning rate over steps, as a factor on `optim.lr`. Steps are optimizer steps, however many processes there are."""
 
     name: Literal[
-        "constant", "linear", "cosine", "cosine_restarts", "polynomial", "piecewise_constant", "inverse_sqrt", "warmup_stable_decay"
+        "constant",
+        "linear",
+        "cosine",
+        "cosine_restarts",
+        "polynomial",
+        "piecewise_constant",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+        "imported",
     ] = "constant"
     """Shape after the warm-up."""
     warmup: NonNegativeFloat = 0
-    """Steps of linear warm-up; below 1 it is a share of the run."""
+    """Steps of linear warm-up; below 1, or with a percent sign, it is a share of the run."""
+    warmup_from: Literal["first", "zero"] = "first"
+    """Rate of the first warm-up step: that of the first rung, so that no step is lost, or zero, as in transformers."""
     decay: NonNegativeFloat = 0
-    """Steps of decay at the end (warmup_stable_decay); below 1 it is a share of the run."""
+    """Steps of decay at the end (warmup_stable_decay), a tenth of the run by default; below 1, or with a percent sign, a share of the run."""
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = "linear"
+    """How warmup_stable_decay decays."""
     cycles: PositiveFloat = 1
-    """Cosine periods (cosine: half-cosines; cosine_restarts: hard restarts)."""
+    """Cosine periods (cosine: half-cosines, as in the decay of warmup_stable_decay; cosine_restarts: hard restarts)."""
     power: PositiveFloat = 1.0
     """Exponent of the polynomial schedule."""
+    timescale: PositiveFloat | None = None
+    """inverse_sqrt: steps after which the rate has fallen to 1 / sqrt 2; the warm-up by default, or 10,000."""
     min_ratio: float = Field(default=0.0, ge=0, le=1)
     """Lowest factor that a decay reaches."""
     rules: str = ""
     """piecewise_constant: `factor:until_step,...,last_factor`, for example `1:500,0.5:800,0.1`."""
+    path: str = Field(default="", validation_alias=AliasChoices("path", "class"))
+    """imported: a class of torch.optim.lr_scheduler (`CosineAnnealingLR`), or the dotted path of another one that --plugin allows."""
+    options: dict[str, bool | int | float | str | tuple[float, ...] | None] = {}
+    """imported: arguments of the class, for example `{ T_max = 500, eta_min = 1e-6 }`; rates in them are absolute."""
+
+    @field_validator("warmup", "decay", mode="before")
+    @classmethod
+    def _percent(cls, value: Any) -> Any:
+        if not isinstance(value, str) or not value.strip().endswith("%"):
+            return value
+        share = float(value.strip().removesuffix("%")) / 100
+        if not 0 <= share < 1:
+            raise ValueError("a share of the run is below 100%")
+        return share
+
+    @field_validator("path")
+    @classmethod
+    def _is_allowed(cls, value: str, info: ValidationInfo) -> str:
+        full = f"torch.optim.lr_scheduler.{value}" if value.isidentifier() else value
+        return check_allowed(full, info) if value else ""
 
 
 class NoiseConfig(Section):
@@ -171,6 +206,8 @@ class SampleConfig(Section):
     """True classifier-free guidance; 1 is off."""
     seed: NonNegativeInt = 42
     """Seed of the noise."""
+    control_image: Path | None = None
+    """Condition picture, for runs with control models."""
     count: PositiveInt = 1
     """Pictures with seeds seed, seed + 1, ..."""
 

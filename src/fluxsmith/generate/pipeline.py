@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from fluxsmith.generate.schedule import sigmas
 from fluxsmith.io.sources import resolve
 from fluxsmith.models.assembly import Level, Models, TextStates, velocity
 from fluxsmith.models.files import locate
-from fluxsmith.models.loading import LazyModels
+from fluxsmith.models.loading import LazyModels, Loading
 from fluxsmith.models.packing import token_count
+from fluxsmith.models.stream import Conditioner
 from fluxsmith.models.tiling import tiled_decode, tiled_encode
 
 Defaults = dict[str, float | str]  # steps, guidance, shift of the model
@@ -54,7 +55,7 @@ class Pipeline:
         if place.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError("there is no CUDA device", fix="use --device cpu, or install torch for your card and its driver")
         dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
-        lazy = LazyModels(locate(model), model, place, base_dtype=dtype)
+        lazy = LazyModels(locate(model), model, place, Loading(dtype))
         lazy.files.check(lazy.facts.roles)
         return cls(lazy.get(lazy.facts.roles), realise(model).sampling_defaults())
 
@@ -104,21 +105,23 @@ class Pipeline:
         if request.image is not None and request.strength < 1:
             clean = self.encode_image(request, device)
             x = (1 - levels[0]) * clean + levels[0] * x
-        positive = self._velocity(request.prompt, request, device)
-        negative = self._velocity(request.negative, request, device) if request.cfg != 1 else None
+        condition = None if request.control_image is None else fitted(request.control_image, request).to(device)
+        controls = self.models.conditioners(condition)
+        positive = self._velocity(request.prompt, request, controls)
+        negative = self._velocity(request.negative, request, controls) if request.cfg != 1 else None
         return SAMPLERS[request.sampler](guided(positive, negative, request.cfg), x, levels, callback)
 
-    def _velocity(self, prompt: str, request: Request, device: torch.device) -> Velocity:
+    def _velocity(self, prompt: str, request: Request, controls: Sequence[Conditioner]) -> Velocity:
         dit = self.models.dit
         if dit is None:
             raise ValueError("the transformer is not loaded")
-        dtype = next(dit.parameters()).dtype
+        dtype, device = next(dit.parameters()).dtype, next(dit.parameters()).device
         text = self.encode(prompt).to(device, dtype)
         guidance = torch.full((1,), float(request.guidance or 0.0), device=device)
 
         def call(x: Tensor, sigma: float) -> Tensor:
             t = torch.full((x.shape[0],), sigma, device=device)
-            return velocity(dit, x, text, Level(t, guidance), mask_text=self.models.mask_text).float()
+            return velocity(dit, x, text, Level(t, guidance), mask_text=self.models.mask_text, controls=controls).float()
 
         return call
 
@@ -126,8 +129,7 @@ class Pipeline:
         """The starting picture as latents, scaled and cropped at its centre to the request's size."""
         if request.image is None or self.models.ae is None:
             raise ValueError("no starting picture")
-        image = ImageOps.fit(request.image.convert("RGB"), (request.width, request.height), Image.Resampling.LANCZOS)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div(127.5).sub(1).to(device)
+        pixels = fitted(request.image, request).to(device)
         tiling = request.tiling()
         if tiling:
             return tiled_encode(self.models.ae, pixels, tiling)
@@ -147,6 +149,12 @@ class Pipeline:
 def start_noise(seed: int, channels: int, height: int, width: int) -> Tensor:
     """Unit noise (1, C, h, w) from a CPU generator, so that a seed means the same picture on every device."""
     return torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def fitted(image: Image.Image, request: Request) -> Tensor:
+    """A picture scaled and cropped at its centre to the request's size: (1, 3, H, W) in [-1, 1]."""
+    image = ImageOps.fit(image.convert("RGB"), (request.width, request.height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
 
 
 def to_image(pixels: Tensor) -> Image.Image:

@@ -31,6 +31,7 @@ class Request:
     shift: Literal["flux", "none"] | float | None = None
     sampler: str = "euler"
     image: Image.Image | None = None  # start of image to image, cropped at the centre to the request's shape
+    control_image: Image.Image | None = None  # condition of the control models, cropped likewise
     strength: float = 1.0  # 1 ignores `image`, 0.3 changes little
     tile: int | None = None  # side of an autoencoder tile in pixels; 0 never tiles, None tiles pictures above 1536 x 1536
     overlap: int | None = None  # pixels shared by neighbouring tiles; None is a quarter of the tile
@@ -79,8 +80,8 @@ class Request:
 
     def settings(self) -> dict[str, Any]:
         """JSON-ready settings, the starting picture left out."""
-        values = asdict(replace(self, image=None))
-        values.pop("image")
+        values = asdict(replace(self, image=None, control_image=None))
+        del values["image"], values["control_image"]
         return {**values, "image_to_image": self.image is not None}
 
 

@@ -39,6 +39,8 @@ def _recipes(weights: WeightsFile, identity: Identity, role: str, prefix: str) -
     if role == "dit":
         recipes = bfl_keys(names, identity.key_style)
         recipes = {key: recipe for key, recipe in recipes.items() if is_bfl_key(key)}
+    elif role == "controlnet":
+        recipes = bfl_keys(names, identity.key_style) | {name: Recipe((name,)) for name in names if name.startswith("controlnet_")}
     elif role == "clip_l":
         recipes = comfy.clip_recipes(names)
     elif role == "t5xxl":

@@ -4,8 +4,9 @@ Training, validation and inference all call `velocity`, so a control or an adapt
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from fluxsmith.models.autoencoder import AutoEncoder
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.packing import image_ids, pack, text_ids, unpack
-from fluxsmith.models.stream import BlockHook, Tokens
+from fluxsmith.models.stream import Conditioner, Tokens
 from fluxsmith.models.text_encoders import ClipText, T5Text, TokenIds, Tokenizers
 from fluxsmith.models.text_states import TextStates
 from fluxsmith.models.tiny_autoencoder import TinyAutoEncoder
@@ -28,6 +29,30 @@ class Level(NamedTuple):
     guidance: Tensor | None = None  # (B,); ignored by models without the embedder
 
 
+class Control(Protocol):
+    """A loaded control model."""
+
+    role: str
+    net: nn.Module
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Parts that must be loaded while it is used."""
+        ...
+
+    def conditioner(self, models: "Models", pixels: Tensor | None) -> Conditioner:
+        """Ready for condition pictures (B, 3, H, W) in [-1, 1]."""
+        ...
+
+
+class Switchable(Protocol):
+    """A set of adapters."""
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """The base alone, for a while."""
+        ...
+
+
 @dataclass
 class Models:
     """The loaded parts; a part that is not needed, or was freed, is None."""
@@ -37,6 +62,8 @@ class Models:
     clip_l: ClipText | None = None
     t5xxl: T5Text | None = None
     tokenizers: Tokenizers | None = None
+    controls: "tuple[Control, ...]" = ()
+    adapters: "Switchable | None" = None  # those being trained: `base_alone` switches them off
     mask_text: bool = False
     is_clip_live: bool = False  # CLIP is trained beside cached T5 states, so pooled states are computed anew
 
@@ -51,6 +78,16 @@ class Models:
         """Role -> module for the parts that are there."""
         parts = {"dit": self.dit, "clip_l": self.clip_l, "t5xxl": self.t5xxl, "ae": self.ae}
         return {name: module for name, module in parts.items() if module is not None}
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        """The models without the adapters being trained, for a while. Raises ValueError if the base itself is trained."""
+        if self.adapters is None:
+            raise ValueError("there is no adapter to switch off")
+        return self.adapters.disabled()
+
+    def conditioners(self, pixels: Tensor | None) -> list[Conditioner]:
+        """All controls, made ready for these condition pictures."""
+        return [control.conditioner(self, pixels) for control in self.controls]
 
     def encode_text(self, prompts: Sequence[str]) -> TextStates:
         """Prompts -> text states on the encoders' device; gradients flow where the encoders are trained."""
@@ -84,9 +121,9 @@ def velocity(
     level: Level,
     *,
     mask_text: bool = False,
-    hooks: Sequence[BlockHook] = (),
+    controls: Sequence[Conditioner] = (),
 ) -> Tensor:
-    """Predicted noise - clean for latents (B, 16, h, w) at a noise level, in the latents' shape."""
+    """Predicted noise - clean for latents (B, 16, h, w) at a noise level, in the latents' shape. `controls` act in order."""
     b, _, height, width = latents.shape
     device = latents.device
     img = pack(latents)
@@ -100,6 +137,9 @@ def velocity(
         guidance=level.guidance if dit.params.guidance_embed else None,
         mask=joint_mask(visible(text.mask, dit.visible_padding), img.shape[1]) if mask_text else None,
     )
+    for control in controls:
+        tokens = control.tokens(tokens)
+    hooks = [hook for control in controls for hook in control.hooks(tokens)]
     return unpack(dit(tokens, hooks), height, width)
 
 

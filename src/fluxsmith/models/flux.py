@@ -45,14 +45,16 @@ class FluxParams:
         """
         try:
             hidden, in_channels = shapes["img_in.weight"]
-            head = shapes["single_blocks.0.norm.query_norm.scale"][0]
+            has_single = "single_blocks.0.linear1.weight" in shapes  # a ControlNet can do without
+            head = shapes["single_blocks.0.norm.query_norm.scale" if has_single else "double_blocks.0.img_attn.norm.query_norm.scale"][0]
+            mlp = shapes["single_blocks.0.linear1.weight"][0] - 3 * hidden if has_single else shapes["double_blocks.0.img_mlp.0.weight"][0]
             return cls(
                 in_channels=in_channels,
                 out_channels=shapes["final_layer.linear.weight"][0],
                 vec_in_dim=shapes["vector_in.in_layer.weight"][1],
                 context_in_dim=shapes["txt_in.weight"][1],
                 hidden_size=hidden,
-                mlp_hidden=shapes["single_blocks.0.linear1.weight"][0] - 3 * hidden,
+                mlp_hidden=mlp,
                 num_heads=hidden // head,
                 depth=count_blocks(shapes, "double_blocks."),
                 depth_single_blocks=count_blocks(shapes, "single_blocks."),

@@ -1,11 +1,11 @@
 """Parts loaded when they are first asked for and freed when they are done: encoders are only in memory while they encode."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fluxsmith.config.choice import realise
 from fluxsmith.config.section import PluginConfig
@@ -18,14 +18,27 @@ from fluxsmith.models.text_encoders import Tokenizers, load_tokenizer
 TEXT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class Loading(NamedTuple):
+    """How parts are loaded."""
+
+    base_dtype: torch.dtype = torch.float32
+    """Of the transformer."""
+    dit_device: torch.device | None = None
+    """Where the transformer goes, if not to the others' device."""
+    after_text: Callable[[str, nn.Module], None] = lambda role, encoder: None
+    """Called with each text encoder that was loaded, to quantise it."""
+    text_form: str = ""
+    """What `after_text` makes of them: states of another form are not taken from a cache."""
+
+
 class LazyModels:
     """The parts of one model config; `get` loads, `free` lets go."""
 
-    def __init__(self, files: ModelFiles, config: PluginConfig, device: torch.device, *, base_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, files: ModelFiles, config: PluginConfig, device: torch.device, how: Loading | None = None) -> None:
         self.files = files
+        self.how = how or Loading()
         self.options: dict[str, Any] = config.model_dump()
         self.device = device
-        self.base_dtype = base_dtype
         auto = torch.float32 if device.type == "cpu" else torch.bfloat16
         self.text_dtype = TEXT_DTYPES.get(self.options["text_dtype"], auto)
         self.facts: FamilyFacts = realise(config).facts()
@@ -37,15 +50,19 @@ class LazyModels:
         models = self.models
         if "clip_l" in wanted and models.clip_l is None:
             models.clip_l = load_clip_l(self.files.path("clip_l"), device=self.device, dtype=self.text_dtype)
+            self.how.after_text("clip_l", models.clip_l)
         if "t5xxl" in wanted and models.t5xxl is None:
             models.t5xxl = load_t5xxl(self.files.path("t5xxl"), device=self.device, dtype=self.text_dtype)
+            self.how.after_text("t5xxl", models.t5xxl)
         if wanted & {"clip_l", "t5xxl"}:
             models.tokenizers = self.tokenizers()
         if "ae" in wanted and models.ae is None:
             models.ae = load_ae(self.files.path("ae"), device=self.device)
         if "dit" in wanted and models.dit is None:
             axes = self.options["axes_dim"]
-            models.dit = load_dit(self.files.path("dit"), device=self.device, dtype=self.base_dtype, axes_dim=axes)
+            models.dit = load_dit(
+                self.files.path("dit"), device=self.how.dit_device or self.device, dtype=self.how.base_dtype, axes_dim=axes
+            )
         return models
 
     def free(self, *, keep: Iterable[str] = ()) -> None:
@@ -91,5 +108,11 @@ class LazyModels:
     def text_digest(self) -> str:
         """Changes when an encoder, its type, the length or the mask rule does."""
         facts = self.facts
-        parts = [*self.files.digests(facts.text_roles).values(), self.text_dtype, facts.t5_length, facts.mask_text]
+        parts = [
+            *self.files.digests(facts.text_roles).values(),
+            self.text_dtype,
+            facts.t5_length,
+            facts.mask_text,
+            *filter(None, [self.how.text_form]),
+        ]
         return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:32]

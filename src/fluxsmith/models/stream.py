@@ -3,7 +3,8 @@
 NamedTuples, so that every tree walker sees the tensors inside and nothing is changed in place.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -58,3 +59,15 @@ class BlockHook:
     def after(self, index: int, stream: Stream) -> Stream:
         """The stream that the next block will see."""
         return stream
+
+
+class Conditioner(Protocol):
+    """A control made ready for one batch or picture: changes the input (seam 1) and watches the blocks (seams 2, 3)."""
+
+    def tokens(self, tokens: Tokens) -> Tokens:
+        """The input with what the control adds; everything it does not know stays."""
+        ...
+
+    def hooks(self, tokens: Tokens) -> Sequence[BlockHook]:
+        """Hooks for one forward on these tokens."""
+        ...

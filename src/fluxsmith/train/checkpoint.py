@@ -18,9 +18,9 @@ from fluxsmith.io.durable import Disk, newest_complete, numbered_folders, readab
 from fluxsmith.io.manifest import Newest
 from fluxsmith.io.safetensors import open_weights, save_weights
 from fluxsmith.train.ema import Ema
+from fluxsmith.train.optimizer_state import join_optimizer, split_optimizer
 
 WEIGHTS, OPTIMIZER, EMA, STATE = "weights.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"
-DIVIDER = "|"  # between a tensor's name and its optimizer state's name
 
 
 @dataclass(frozen=True)
@@ -132,32 +132,3 @@ def _copy_into(targets: Mapping[str, Tensor], path: Path) -> None:
             raise ModelFileError(what, where=str(path), fix="set back what changed, or start a new run")
         for name, target in targets.items():
             target.copy_(stored.tensor(name))
-
-
-def split_optimizer(params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Optimizer state as named tensors and plain values, keyed `tensor name|state name`."""
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for name, param in params.items():
-        for key, value in optimizer.state.get(param, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{name}{DIVIDER}{key}"] = value.detach()
-            elif isinstance(value, bool | int | float | str | None):
-                numbers[f"{name}{DIVIDER}{key}"] = value
-            else:
-                raise StorageError(f"optimizer state {key} of {name} is a {type(value).__name__}, which cannot be saved")
-    return tensors, numbers
-
-
-def join_optimizer(
-    params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
-) -> None:
-    """The inverse of split_optimizer; tensors of the weight's shape go to its device, scalars stay on the host."""
-    for full, value in [*tensors.items(), *numbers.items()]:
-        name, _, key = full.rpartition(DIVIDER)
-        if name not in params:
-            raise ModelFileError(f"the optimizer state names {name}, which is not trained", fix="start a new run")
-        param = params[name]
-        if isinstance(value, Tensor) and value.shape == param.shape:
-            value = value.to(param.device)
-        optimizer.state[param][key] = value

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fluxsmith.adapters.formats.files import write_adapter
 from fluxsmith.config.schema import RunConfig
+from fluxsmith.controls.controlnet_model import ControlNet, file_tensors
 from fluxsmith.events import Bus, WeightsSaved
 from fluxsmith.io.durable import Disk
 from fluxsmith.io.metadata import modelspec, training_metadata
@@ -67,10 +68,16 @@ def _write_components(parts: Parts, stem: Path, step: int, disk: Disk, bus: Bus)
     for role in reversed(roles):
         path = stem.with_name(f"{stem.name}.safetensors" if role == roles[0] else f"{stem.name}-{role}.safetensors")
         own = {key.split(".", 1)[1]: _cast(value, dtype) for key, value in tensors.items() if key.startswith(f"{role}.")}
-        spec = modelspec(model_spec(parts, adapter="")) if role == "dit" else {}
-        save_weights(path, own, {**parts.files.metadata(role), **spec}, disk=disk)
+        spec = modelspec(model_spec(parts, adapter="")) if role in ("dit", "controlnet") else {}
+        save_weights(path, _as_file(parts, role, own), {**parts.files.metadata("dit" if role == "controlnet" else role), **spec}, disk=disk)
         bus.send(WeightsSaved(step, str(path)))
     return path
+
+
+def _as_file(parts: Parts, role: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A control model's file may name tensors otherwise than the model does."""
+    net = next((control.net for control in parts.models.controls if control.role == role), None)
+    return file_tensors(net, tensors) if isinstance(net, ControlNet) else tensors
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

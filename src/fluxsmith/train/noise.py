@@ -24,6 +24,7 @@ class Draws(NamedTuple):
     sigma: Tensor  # (B,)
     noise: Tensor  # like the latents
     guidance: Tensor  # (B,)
+    extra: Tensor | None = None  # like the noise: added to the model's input, not to the target
 
 
 def draw(config: NoiseConfig, seed: int, indices: Sequence[int], shape: Sequence[int]) -> Draws:
@@ -37,7 +38,15 @@ def draw(config: NoiseConfig, seed: int, indices: Sequence[int], shape: Sequence
         noise.append(torch.randn(tuple(shape), generator=generator(seed, "noise", index)))
     tokens = (shape[-2] // 2) * (shape[-1] // 2)
     sigma = sample_sigmas(config, torch.stack(u), torch.stack(z), tokens)
-    return Draws(sigma, torch.stack(noise), draw_guidance(config, torch.stack(g)))
+    extra = torch.stack([input_noise(config, seed, index, shape) for index in indices]) if config.input_noise else None
+    return Draws(sigma, torch.stack(noise), draw_guidance(config, torch.stack(g)), extra)
+
+
+def input_noise(config: NoiseConfig, seed: int, index: int, shape: Sequence[int]) -> Tensor:
+    """gamma e2 with its own draws: input perturbation (Ning et al. 2023, eq. 9); gamma is fixed, or uniform between 0 and it."""
+    keyed = generator(seed, "input_noise", index)
+    gamma = config.input_noise * (float(torch.rand((), generator=keyed)) if config.input_noise_random else 1.0)
+    return gamma * torch.randn(tuple(shape), generator=keyed)
 
 
 def beta_draw(config: NoiseConfig, seed: int, index: int) -> Tensor:

@@ -4,6 +4,7 @@ Order matters for memory: text encoders and autoencoder fill the caches and the 
 then is the transformer loaded.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,21 +12,25 @@ from typing import Any
 
 import torch
 
+from fluxsmith.adapters.lora import load_adapter
 from fluxsmith.config.choice import realise
 from fluxsmith.config.schema import RunConfig
+from fluxsmith.config.section import PluginConfig
 from fluxsmith.data.checks import check_fits
 from fluxsmith.data.dataset import PreparedData, prepare
 from fluxsmith.data.types import Encoders
 from fluxsmith.events import Bus, PhaseStarted, Warned
+from fluxsmith.memory.block_swap import BlockSwap, move_resident, swapped_blocks
 from fluxsmith.memory.checkpoint import checkpoint_blocks
-from fluxsmith.models.assembly import Models, TextStates
+from fluxsmith.models.assembly import Control, Models, TextStates
 from fluxsmith.models.family.base import FamilyFacts
 from fluxsmith.models.files import ModelFiles, locate
-from fluxsmith.models.loading import LazyModels
+from fluxsmith.models.flux import FluxDiT
+from fluxsmith.models.loading import LazyModels, Loading
 from fluxsmith.train.distributed import World
 from fluxsmith.train.ema import Ema
 from fluxsmith.train.plan import BatchPlan
-from fluxsmith.train.trained import DTYPES, Trained, train_adapter, train_components
+from fluxsmith.train.trained import DTYPES, Trained, train_adapter, train_modules
 
 
 @dataclass
@@ -55,11 +60,10 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
     objective = realise(config.objective).build(config.noise, config.train.seed)
     roles = roles_needed(config, objective)
     files.check(roles)
-    lazy = LazyModels(files, config.model, world.device, base_dtype=base_dtype(config, world.device))
+    lazy = LazyModels(files, config.model, world.device, _loading(config, world.device))
 
     data = _prepare(config, objective, lazy, world, bus)
     prompts = _encode_prompts(config, lazy)
-    trained_roles = trained_components(config)
     lazy.free(keep=roles_in_loop(config, objective))
     bus.send(PhaseStarted("load", "loading the model"))
     models = lazy.get(roles_in_loop(config, objective))
@@ -68,15 +72,15 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
         module.requires_grad_(False)
     if hasattr(objective, "start"):
         objective.start(models)
-    weights_dtype = DTYPES[config.train.weights_dtype]
-    trained = (
-        train_adapter(models, config.adapter, seed=config.train.seed, dtype=weights_dtype)
-        if config.adapter is not None
-        else train_components(models, trained_roles, weights_dtype)
-    )
+    _merge_adapters(config, models)
+    if config.quant is not None and models.dit is not None:
+        realise(config.quant).apply("dit", models.dit)
+    models.controls = _controls(config, models)
+    trained = _trained(config, models)
+    models.adapters = trained.adapters
     optimizer = realise(config.optim).build(trained.groups)
     if models.dit is not None:
-        _memory(config, models)
+        _memory(config, models, world.device)
     plan = BatchPlan(data.batches, config.train.accumulation, world.size)
     ema = Ema(trained.params, config.train.ema.decay) if config.train.ema else None
     total = plan.total_steps(config.train.steps, config.train.epochs)
@@ -84,20 +88,69 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
     return Parts(config, world, models, files, trained, objective, optimizer, ema, data, plan, total, prompts=prompts, facts=facts)
 
 
+def _merge_adapters(config: RunConfig, models: Models) -> None:
+    """`base_adapters` become part of the frozen base."""
+    for entry in config.base_adapters:
+        load_adapter(entry.path, models.loaded(), strength=entry.strength, name="base").merge()
+
+
+def _controls(config: RunConfig, models: Models) -> tuple[Control, ...]:
+    if not config.control:
+        return ()
+    if models.dit is None:
+        raise ValueError("control models need the transformer")
+    dtype, base = DTYPES[config.train.weights_dtype], next(models.dit.parameters()).dtype
+    made = []
+    for entry in config.control:
+        is_trained = is_control_trained(entry)
+        made.append(realise(entry).build(models.dit, dtype=dtype if is_trained else base, seed=config.train.seed))
+        made[-1].net.requires_grad_(False)
+    return tuple(made)
+
+
+def is_control_trained(entry: PluginConfig) -> bool:
+    """True for the control model that the run trains."""
+    return bool(entry.model_dump().get("train", False))
+
+
+def _trained(config: RunConfig, models: Models) -> Trained:
+    dtype = DTYPES[config.train.weights_dtype]
+    if config.adapter is not None:
+        return train_adapter(models, config.adapter, seed=config.train.seed, dtype=dtype)
+    nets = {control.role: control.net for control, entry in zip(models.controls, config.control, strict=True) if is_control_trained(entry)}
+    return train_modules(nets or {role: models.part(role) for role in config.train.components}, dtype)
+
+
+def _loading(config: RunConfig, device: torch.device) -> Loading:
+    """Swapped blocks never see the device as a whole; quantised text encoders have caches of their own."""
+    place = torch.device("cpu") if config.memory.swap_blocks else None
+    if config.quant is None:
+        return Loading(base_dtype(config, device), place)
+    options = config.quant.model_dump()
+    form = json.dumps(options, sort_keys=True, default=str) if options.get("text_encoders") else ""
+    return Loading(base_dtype(config, device), place, realise(config.quant).apply, form)
+
+
 def base_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
     """The type the transformer is loaded in: that of the trained weights, or of the frozen base beside an adapter."""
-    if config.adapter is None:
+    if "dit" in trained_components(config) and config.adapter is None:
         return DTYPES[config.train.weights_dtype]
     if config.train.base_dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return DTYPES[config.train.base_dtype]
 
 
-def _memory(config: RunConfig, models: Models) -> None:
+def _memory(config: RunConfig, models: Models, device: torch.device) -> None:
     if models.dit is None:
         return
+    if config.memory.swap_blocks:
+        indices = swapped_blocks(config.memory.swap_blocks, models.dit.params.depth, models.dit.params.depth_single_blocks)
+        BlockSwap(models.dit, indices, device).attach()
+        move_resident(models.dit, device)
     if config.memory.checkpointing:
-        checkpoint_blocks(models.dit)
+        for net in (models.dit, *(control.net for control in models.controls)):
+            if isinstance(net, FluxDiT):
+                checkpoint_blocks(net, offload=config.memory.checkpointing_offload)
     if config.memory.compile:
         for block in models.dit.blocks:
             block.compile(dynamic=False)
@@ -107,7 +160,7 @@ def trained_components(config: RunConfig) -> tuple[str, ...]:
     """Roles whose weights (or adapters) are trained."""
     if config.adapter is not None:
         return ("dit", *config.adapter.model_dump().get("text_encoders", ()))
-    return config.train.components
+    return () if any(is_control_trained(entry) for entry in config.control) else config.train.components
 
 
 def encodes_live(config: RunConfig) -> tuple[str, ...]:
@@ -130,8 +183,8 @@ def roles_in_loop(config: RunConfig, objective: Any) -> tuple[str, ...]:
         roles.append("ae")
     if objective.wants_latents:
         roles += family(config).text_roles if hasattr(objective, "start") else encodes_live(config)
-    if config.sample and objective.wants_latents:
-        roles.append("ae")
+    if (config.sample or config.control) and objective.wants_latents:
+        roles.append("ae")  # for pictures, and for conditions that are encoded
     return tuple(dict.fromkeys(roles))
 
 

@@ -46,19 +46,18 @@ def file_key(role: str, module: nn.Module, key: str) -> str:
     return key.removeprefix("model.") if role == "t5xxl" else key
 
 
-def train_components(models: Models, roles: tuple[str, ...], dtype: torch.dtype) -> Trained:
-    """Train whole parts: every parameter of each named role, in `dtype`."""
+def train_modules(modules: Mapping[str, nn.Module], dtype: torch.dtype) -> Trained:
+    """Train whole parts (role -> module): every parameter of each, in `dtype`."""
     params: dict[str, nn.Parameter] = {}
     groups = []
-    for role in roles:
-        module = models.part(role)
+    for role, module in modules.items():
         named = {f"{role}.{file_key(role, module, key)}": param for key, param in module.named_parameters()}
         for param in named.values():
             param.data = param.data.to(dtype)
             param.requires_grad_(True)
         params.update(named)
         groups.append(Group(role, tuple(named.values())))
-    return Trained(params, tuple(groups), tuple(models.part(role) for role in roles))
+    return Trained(params, tuple(groups), tuple(modules.values()))
 
 
 def train_adapter(models: Models, config: PluginConfig, *, seed: int, dtype: torch.dtype) -> Trained:

@@ -3,6 +3,7 @@
 Order inside a step: loss and gradient finite? -> clip -> optimizer -> EMA -> count -> log -> save -> samples.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,6 @@ from fluxsmith.config.schema import RunConfig, as_plain
 from fluxsmith.errors import ModelFileError, NumericError, StopRequested
 from fluxsmith.events import Bus, CheckpointSaved, PhaseStarted, RunEnded, RunStarted, StepEnded, Warned
 from fluxsmith.io.durable import Disk
-from fluxsmith.optim.schedules import factor
 from fluxsmith.randomness import seed_device, seed_for
 from fluxsmith.train.checkpoint import State, StateFolder, read_state, restore
 from fluxsmith.train.export import export_weights, weights_path
@@ -24,6 +24,7 @@ from fluxsmith.train.metrics import Metrics
 from fluxsmith.train.precision import Precision, peak_bytes
 from fluxsmith.train.setup import Parts
 from fluxsmith.train.stop import StopSwitch
+from fluxsmith.train.update import FusedUpdate, Update
 from fluxsmith.train.validate import Sampler, Validator
 
 MAX_SKIPPED = 3  # non-finite steps in a row that `nonfinite = "skip_step"` forgives
@@ -36,6 +37,7 @@ class StepResult(NamedTuple):
     grad_norm: float
     lr: float
     skipped: bool
+    extras: dict[str, float]
 
 
 class Trainer:
@@ -50,7 +52,7 @@ class Trainer:
         self.states = StateFolder(self.run_dir / "state", disk)
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", disk)
         self.precision = Precision(parts.config.train.precision, parts.world.device)
-        self.base_lr = [group["lr"] for group in parts.optimizer.param_groups]
+        self.update = (FusedUpdate if parts.config.memory.fused_update != "off" else Update)(parts, self.precision)
         facts = {**parts.facts, **machine_facts(parts.world.device)}
         self.identity, self.schedule = identity_of(parts.config, facts)
         self.step = 0
@@ -102,7 +104,7 @@ class Trainer:
         epoch = self.parts.plan.epoch_of(self.step - 1) + 1
         seconds = time.monotonic() - begun
         peak = peak_bytes(self.parts.world.device)
-        self.bus.send(StepEnded(self.step, epoch, result.loss, result.lr, result.grad_norm, seconds, peak))
+        self.bus.send(StepEnded(self.step, epoch, result.loss, result.lr, result.grad_norm, seconds, peak, result.extras))
 
     def _after_step(self, stopping: bool) -> None:
         last = self.step == self.parts.total_steps
@@ -133,24 +135,20 @@ class Trainer:
 
     def _optimizer_step(self) -> StepResult:
         parts, world = self.parts, self.parts.world
-        parts.trained.zero_grad()
         parts.trained.train_mode(True)
+        self.update.begin(self.step)
         loss, samples = self._gradients(self.step)
-        world.average_gradients(parts.trained.params.values())
         loss = float(world.mean(torch.tensor(loss, dtype=torch.float64)).item()) if world.size > 1 else loss
-        grad_norm = self.precision.clip(parts.optimizer, parts.trained.params.values(), self.config.train.max_grad_norm)
-        lr_factor = factor(self.config.schedule, self.step, parts.total_steps)
-        for group, base in zip(parts.optimizer.param_groups, self.base_lr, strict=True):
-            group["lr"] = base * lr_factor
+        grad_norm, extras = self.update.ready(), {}
         skipped = not self._is_finite(loss, grad_norm, samples)
         seed_device(world.device, seed_for(self.config.train.seed, "optimizer", self.step))  # stochastic rounding
         if not skipped:
-            self.precision.step(parts.optimizer)
+            extras = self.update.apply()
             if parts.ema is not None:
                 parts.ema.update(self.step)
         else:
             self.precision.skip()
-        return StepResult(loss, grad_norm, parts.optimizer.param_groups[0]["lr"], skipped)
+        return StepResult(loss, grad_norm, self.update.rate(), skipped, extras)
 
     def _gradients(self, step: int) -> tuple[float, list[str]]:
         """Backward over this process's micro-batches; mean loss and a line about each batch for messages."""
@@ -162,9 +160,11 @@ class Trainer:
             seed_device(device, seed_for(self.config.train.seed, "dropout", number))  # dropout inside adapters
             with self.precision.autocast():
                 loss = parts.objective.loss(parts.models, batch, device)
-            self.precision.backward(loss.total / len(micro_batches))
-            total += loss.total.item() / len(micro_batches)
             lines.append(f"{', '.join(batch.keys)} at noise level {[round(s, 4) for s in loss.sigma.tolist()]}")
+            total += loss.total.item() / len(micro_batches)
+            if self.update.is_fused and not math.isfinite(total):
+                break  # its backward pass would touch the weights
+            self.precision.backward(loss.total / len(micro_batches))
         return total, lines
 
     def _is_finite(self, loss: float, grad_norm: float, samples: Sequence[str]) -> bool:

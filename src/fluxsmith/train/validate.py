@@ -16,13 +16,14 @@ from fluxsmith.errors import FluxsmithError
 from fluxsmith.events import Bus, SampleReady, ValidationEnded, Warned
 from fluxsmith.generate.pipeline import Pipeline
 from fluxsmith.generate.request import Request
-from fluxsmith.io.images import write_png
+from fluxsmith.io.images import read_image, write_png
 from fluxsmith.io.metadata import png_text
 from fluxsmith.models.assembly import TextStates
 from fluxsmith.randomness import generator
 from fluxsmith.train.noise import Draws, draw_guidance
 from fluxsmith.train.objectives.flow import Flow, batch_latents, batch_text
 from fluxsmith.train.setup import Parts
+from fluxsmith.train.update import evaluated
 
 
 @contextmanager
@@ -31,8 +32,7 @@ def evaluation(parts: Parts) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[parts.world.device] if parts.world.device.type == "cuda" else []))
         stack.enter_context(torch.no_grad())
-        if parts.ema is not None:
-            stack.enter_context(parts.ema.applied())
+        stack.enter_context(parts.ema.applied() if parts.ema is not None else evaluated(parts))
         parts.trained.train_mode(False)
         yield
 
@@ -47,39 +47,45 @@ class Sampler:
 
     def before_training(self) -> None:
         """The pictures everything is compared with."""
-        self._draw([s for s in self.samples if s.first], 0)
+        self._draw([(index, sample) for index, sample in enumerate(self.samples) if sample.first], 0)
 
     def after(self, step: int, *, last: bool, only_missing: bool = False) -> None:
         """Pictures that are due after `step`; `only_missing` leaves alone what an earlier start drew."""
-        due = [s for s in self.samples if last or (s.every and step % s.every == 0)]
+        plan = self.parts.plan
+        due = [
+            (index, s)
+            for index, s in enumerate(self.samples)
+            if (last and s.last) or (s.every and step % s.every == 0) or plan.is_epoch_due(step, s.every_epochs)
+        ]
         if only_missing:
-            due = [s for s in due if not all(self._path(s, number, step).exists() for number in range(s.count))]
+            due = [(i, s) for i, s in due if not all(self._path(i, s.seed + number, step).exists() for number in range(s.count))]
         self._draw(due, step)
 
-    def _path(self, sample: SampleConfig, number: int, step: int) -> Path:
-        name = f"step-{step:06d}_p{self.samples.index(sample):02d}_s{sample.seed + number}.png"
-        return self.parts.config.run.dir / "samples" / name
+    def _path(self, index: int, seed: int, step: int) -> Path:
+        return self.parts.config.run.dir / "samples" / f"step-{step:06d}_p{index:02d}_s{seed}.png"
 
-    def _draw(self, due: list[SampleConfig], step: int) -> None:
+    def _draw(self, due: list[tuple[int, SampleConfig]], step: int) -> None:
         if not due:
             return
         with evaluation(self.parts):
             pipeline = Pipeline(self.parts.models, realise(self.parts.config.model).sampling_defaults(), self._encode)
-            for sample in due:
+            for index, sample in due:
                 for number in range(sample.count):
-                    self._one(pipeline, sample, number, step)
+                    self._one(pipeline, (index, sample), sample.seed + number, step)
 
     def _encode(self, prompt: str) -> TextStates:
         ready, models = self.parts.prompts.get(prompt), self.parts.models
         return models.with_live_clip(ready, [prompt]) if ready is not None else models.encode_text([prompt])
 
-    def _one(self, pipeline: Pipeline, sample: SampleConfig, number: int, step: int) -> None:
-        index, path = self.samples.index(sample), self._path(sample, number, step)
-        request = Request(
-            sample.prompt, sample.negative, sample.width, sample.height, sample.steps, sample.guidance, sample.cfg, sample.seed + number
-        )
+    def _one(self, pipeline: Pipeline, entry: tuple[int, SampleConfig], seed: int, step: int) -> None:
+        index, sample = entry
+        path = self._path(index, seed, step)
         begun = time.monotonic()
         try:
+            request = Request(
+                sample.prompt, sample.negative, sample.width, sample.height, sample.steps, sample.guidance, sample.cfg,
+                seed, control_image=read_image(sample.control_image).image if sample.control_image else None,
+            )  # fmt: skip
             picture = pipeline.generate(request)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_png(path, picture.image, png_text({**picture.settings, "step": step}))
@@ -99,7 +105,9 @@ class Validator:
     def after(self, step: int, *, last: bool) -> None:
         """Measure if due."""
         settings = self.parts.config.validation
-        if settings.every and (last or step % settings.every == 0) and self.parts.world.is_main:
+        by_epoch = self.parts.plan.is_epoch_due(step, settings.every_epochs)
+        is_on = settings.every > 0 or settings.every_epochs > 0
+        if is_on and (last or by_epoch or (settings.every and step % settings.every == 0)) and self.parts.world.is_main:
             by_level = {f"{sigma:g}": self.loss_at(sigma) for sigma in settings.sigmas}
             self.bus.send(ValidationEnded(step, sum(by_level.values()) / len(by_level), by_level))
 

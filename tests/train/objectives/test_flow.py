@@ -1,5 +1,7 @@
 """The flow objective: its distances against formulas, the pure step, and what a batch may carry."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,84 @@ def test_text_comes_in_the_type_of_the_transformer(models: Models) -> None:
         batch_text(models, batch(text=None), CPU)
     with pytest.raises(ValueError, match="DiT"):
         objective().loss(Models(), batch(), CPU)
+
+
+@torch.no_grad()
+@pytest.mark.ledger("KS-29")
+def test_input_noise_reaches_the_model_and_not_the_target(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, flow = batch(), objective({"input_noise": 0.3})
+    draws = flow.draws(given.latents, given)
+    assert draws.extra is not None
+    s = draws.sigma.view(2, 1, 1, 1)
+    seen: list[Tensor] = []
+
+    def velocity(dit: object, noisy: Tensor, *rest: object, **options: object) -> Tensor:
+        seen.append(noisy)
+        return draws.noise - given.latents
+
+    monkeypatch.setattr("fluxsmith.train.objectives.flow.velocity", velocity)
+    assert flow.loss(models, given, CPU).total == 0
+    torch.testing.assert_close(seen[0], (1 - s) * given.latents + s * (draws.noise + draws.extra))
+
+
+@pytest.mark.ledger("KS-42")
+def test_a_small_mask_does_not_weaken_the_step(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean is over the mask: an error of 1 everywhere costs 1, whatever the mask's size; outside it nothing counts."""
+    given, flow = batch(), objective()
+    draws = flow.draws(given.latents, given)
+    small = torch.zeros(2, 1, 4, 4)
+    small[..., 0, 0] = 1
+
+    def loss(error: Tensor, mask: Tensor | None) -> float:
+        monkeypatch.setattr("fluxsmith.train.objectives.flow.velocity", lambda *args, **options: draws.noise - given.latents + error)
+        return float(flow.loss(models, given._replace(mask=mask), CPU).total)
+
+    everywhere = torch.ones(2, 16, 4, 4)
+    assert loss(everywhere, small) == pytest.approx(loss(everywhere, None), rel=1e-5)
+    assert loss(everywhere * (1 - small), small) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.ledger("KS-18")
+@pytest.mark.parametrize("prediction", ["raw", "additive", "sigma_scaled"])
+def test_preserved_samples_are_trained_towards_the_base(models: Models, prediction: str) -> None:
+    """While the adapter does nothing their loss is zero; afterwards it is the distance from the base, whatever the picture."""
+    base = models.dit
+    assert base is not None
+    layer = base.double_blocks[0].img_attn.proj
+
+    class Shift(torch.nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return y + amount
+
+    class Switch:
+        @contextmanager
+        def disabled(self) -> Iterator[None]:
+            nonlocal amount
+            kept, amount = amount, 0.0
+            yield
+            amount = kept
+
+    amount = 0.0
+    layer.adapters["test"] = Shift()
+    try:
+        own = Models(dit=base, adapters=Switch())
+        flow = objective({"prediction": prediction})
+        given = batch(preserve=torch.tensor([True, False]))
+        quiet = flow.loss(own, given, CPU)
+        assert quiet.per_sample[0] == 0
+        assert quiet.per_sample[1] > 0
+        amount = 0.5
+        moved = flow.loss(own, given, CPU)
+        assert moved.per_sample[0] > 0
+        with pytest.raises(ValueError, match="no adapter"):
+            flow.loss(models, given, CPU)
+    finally:
+        del layer.adapters["test"]
+
+
+def test_the_snr_threshold_has_the_same_ends() -> None:
+    """c + (1 - c) (1 - s)^2 = (1 - c) / (1 + s / (1 - s))^2 + c, as DDPM trainers have it with their ratio of noise to picture."""
+    config = Config(type="flow", huber_c=0.1, huber_schedule="snr")
+    s = torch.tensor([0.0, 0.25, 0.5, 0.999])
+    torch.testing.assert_close(threshold(config, s), 0.9 / (1 + s / (1 - s)) ** 2 + 0.1)
+    torch.testing.assert_close(threshold(config, torch.tensor([1.0])), torch.tensor([0.1]))

@@ -26,8 +26,9 @@ class Config(PluginConfig):
     """Where huber and smooth_l1 turn from square to absolute."""
     huber_scale: PositiveFloat = 1.0
     """Factor on the threshold."""
-    huber_schedule: Literal["constant", "exponential"] = "constant"
-    """exponential: the threshold is scale * c^t, so it falls from 1 at t = 0 to c at pure noise."""
+    huber_schedule: Literal["constant", "exponential", "snr"] = "constant"
+    """exponential: the threshold is scale * c^t, so it falls from 1 at t = 0 to c at pure noise. snr: the same ends by the ratio of noise
+    to picture s / (1 - s), scale * (c + (1 - c) (1 - s)^2)."""
 
     def build(self, noise: NoiseConfig, seed: int) -> "Flow":
         """The objective."""
@@ -56,13 +57,26 @@ class Flow:
 
     def loss_at(self, models: Models, latents: Tensor, text: TextStates, batch: Batch, draws: Draws) -> Loss:
         """The pure part: weights, latents (B, C, h, w), text and draws -> Loss."""
-        if models.dit is None:
+        dit = models.dit
+        if dit is None:
             raise ValueError("the flow objective needs the DiT")
         device = latents.device
         sigma, noise = draws.sigma.to(device), draws.noise.to(device)
         noisy = noisy_input(latents, noise, sigma)
-        output = velocity(models.dit, noisy, text, Level(sigma, draws.guidance.to(device)), mask_text=models.mask_text)
-        difference = prediction(self.noise, output.float(), noisy, sigma) - (noise - latents)
+        if draws.extra is not None:  # on the input alone: the target is the velocity of the plain noise
+            noisy = noisy_input(latents, noise + draws.extra.to(device), sigma)
+        controls, level = models.conditioners(batch.condition), Level(sigma, draws.guidance.to(device))
+
+        def predicted() -> Tensor:
+            output = velocity(dit, noisy, text, level, mask_text=models.mask_text, controls=controls)
+            return prediction(self.noise, output.float(), noisy, sigma)
+
+        target = noise - latents
+        if batch.preserve is not None:
+            with torch.no_grad(), models.base_alone():
+                kept = predicted()
+            target = torch.where(batch.preserve.to(device).view(-1, 1, 1, 1), kept, target)
+        difference = predicted() - target
         return reduce_loss(
             element_loss(self.config, difference, sigma),
             sigma=sigma,
@@ -87,6 +101,8 @@ def threshold(config: Config, sigma: Tensor) -> Tensor:
     """c per sample, (B,)."""
     if config.huber_schedule == "exponential":
         return config.huber_scale * config.huber_c**sigma
+    if config.huber_schedule == "snr":
+        return config.huber_scale * (config.huber_c + (1 - config.huber_c) * (1 - sigma) ** 2)
     return torch.full_like(sigma, config.huber_c * config.huber_scale)
 
 

@@ -1,0 +1,113 @@
+"""Rules of what is trained beside what, and of memory: adapters, control models, quantised bases, fused updates, swapped blocks."""
+
+from collections.abc import Iterator
+
+from fluxsmith.config.dataset import DatasetConfig
+from fluxsmith.config.finding import Finding
+from fluxsmith.config.schema import RunConfig
+from fluxsmith.config.section import PluginConfig
+
+
+def kind(section: PluginConfig | None) -> str:
+    """The `type` of a pluggable section; empty for none."""
+    return "" if section is None else str(section.model_dump().get("type", ""))
+
+
+def trains_control(config: RunConfig) -> bool:
+    """True when a control model is what is trained."""
+    return any(entry.model_dump().get("train") for entry in config.control)
+
+
+def control(config: RunConfig) -> Iterator[Finding]:
+    """Control models need condition pictures, and a transformer they were made for."""
+    if not config.control:
+        return
+    trained = [index for index, entry in enumerate(config.control) if entry.model_dump().get("train")]
+    if len(trained) > 1:
+        yield Finding(("control", trained[1], "train"), "two control models are to be trained", "train one at a time")
+    if trained and config.adapter is not None:
+        yield Finding(
+            ("adapter",), "an adapter and a control model are both to be trained", "remove [adapter], or write control.train = false"
+        )
+    if kind(config.model) == "chroma":
+        yield Finding(("control",), "control models are for FLUX.1; Chroma has none", "remove [[control]], or use a FLUX.1 model")
+    for index, data in enumerate(config.data):
+        if isinstance(data, DatasetConfig) and data.condition_dir is None:
+            fix = "write data.condition_dir, a folder of pictures with the same names"
+            yield Finding(("data", index), "a control model is used, but this dataset has no condition pictures", fix)
+    for index, sample in enumerate(config.sample):
+        if sample.control_image is None:
+            yield Finding(("sample", index), "a control model is used, but this sample has no condition", "write sample.control_image")
+
+
+def nothing_reads_conditions(config: RunConfig) -> Iterator[Finding]:
+    """Condition pictures without a control model would be a wish that is not granted."""
+    if config.control:
+        return
+    for index, data in enumerate(config.data):
+        if isinstance(data, DatasetConfig) and data.condition_dir is not None:
+            yield Finding(
+                ("data", index, "condition_dir"), "no control model reads these pictures", "add [[control]], or remove condition_dir"
+            )
+    for index, sample in enumerate(config.sample):
+        if sample.control_image is not None:
+            yield Finding(("sample", index, "control_image"), "no control model reads this picture", "add [[control]], or remove it")
+
+
+def base_is_frozen(config: RunConfig) -> Iterator[Finding]:
+    """What needs a frozen transformer, in a run that trains it."""
+    if config.adapter is not None or trains_control(config):
+        if config.adapter is None:
+            yield from _preserve(config)
+        return
+    if "dit" not in config.train.components:
+        return
+    if config.quant is not None:
+        yield Finding(("quant",), "a quantised transformer cannot be trained itself", "add [adapter], or remove [quant]")
+    if config.memory.swap_blocks:
+        fix = "add [adapter], or write memory.fused_update and memory.checkpointing instead"
+        yield Finding(("memory", "swap_blocks"), "blocks that are trained cannot be swapped", fix)
+    yield from _preserve(config)
+
+
+def _preserve(config: RunConfig) -> Iterator[Finding]:
+    for index, data in enumerate(config.data):
+        if isinstance(data, DatasetConfig) and data.preserve:
+            fix = "add [adapter], or remove data.preserve"
+            yield Finding(("data", index, "preserve"), "the base's own prediction is known only while it is frozen", fix)
+
+
+def fused_update(config: RunConfig) -> Iterator[Finding]:
+    """Gradients that are freed at once cannot be collected."""
+    if config.memory.fused_update == "off":
+        return
+    if config.train.accumulation > 1:
+        fix = "write train.accumulation = 1 (and a larger batch_size)"
+        yield Finding(("train", "accumulation"), "a fused update cannot collect gradients over micro-batches", fix)
+    if config.train.precision == "fp16":
+        fix = 'write train.precision = "bf16"'
+        yield Finding(("train", "precision"), "a fused update does not work with the gradient scaler of fp16", fix)
+
+
+def memory(config: RunConfig) -> Iterator[Finding]:
+    """Swapping and offloading lean on recomputation, and exclude each other."""
+    part = config.memory
+    for name, is_on in (("checkpointing_offload", part.checkpointing_offload), ("swap_blocks", part.swap_blocks > 0)):
+        if is_on and not part.checkpointing:
+            fix = f"write memory.checkpointing = true, or remove {name}"
+            yield Finding(("memory", name), f"memory.{name} needs memory.checkpointing", fix)
+    if part.checkpointing_offload and part.swap_blocks:
+        fix = "drop one: swap_blocks for few activations, checkpointing_offload for few weights"
+        yield Finding(("memory", "swap_blocks"), "memory.swap_blocks and memory.checkpointing_offload exclude each other", fix)
+    if part.compile and part.swap_blocks:
+        yield Finding(("memory", "compile"), "compiled blocks cannot be swapped", "drop one")
+
+
+def objective(config: RunConfig) -> Iterator[Finding]:
+    """The validation loss is that of the flow objective."""
+    if kind(config.objective) != "flow" and (config.validation.every or config.validation.every_epochs):
+        fix = "write validation.every = 0, and hold nothing out"
+        yield Finding(("validation", "every"), f"objective {kind(config.objective)} has no validation loss", fix)
+
+
+RULES = (control, nothing_reads_conditions, base_is_frozen, fused_update, memory, objective)

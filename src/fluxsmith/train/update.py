@@ -1,0 +1,179 @@
+"""From gradients to new weights: after the backward pass as a whole, or inside it, so that gradients never live together.
+
+`memory.fused_update = "tensor"` updates each tensor as its gradient arrives; `"block"` waits for all tensors of a transformer block.
+Both clip each tensor's own norm: the global one is not known yet.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fluxsmith.config.choice import realise
+from fluxsmith.config.schema import RunConfig
+from fluxsmith.errors import ConfigError
+from fluxsmith.optim.schedules import factor
+from fluxsmith.train.precision import Precision
+from fluxsmith.train.setup import Parts
+
+BLOCK = re.compile(r"(dit|[a-z0-9_]+)\.(double_blocks|single_blocks)\.\d+\.")
+
+
+class Update:
+    """The plain way: `begin`, backward, `ready`, `apply`."""
+
+    is_fused = False
+
+    def __init__(self, parts: Parts, precision: Precision) -> None:
+        self.parts = parts
+        self.precision = precision
+        self.optimizer = parts.optimizer
+        self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def begin(self, step: int) -> None:
+        """Forget gradients and set the learning rates of `step`; an optimizer that finds its own rate (None) keeps it."""
+        self.parts.trained.zero_grad()
+        scale = factor(self.parts.config.schedule, step, self.parts.total_steps)
+        for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+            if base is not None:
+                group["lr"] = base * scale
+
+    def ready(self) -> float:
+        """Gradients are complete: average them over processes, clip; returns the norm before clipping."""
+        trained = self.parts.trained
+        self.parts.world.average_gradients(trained.params.values())
+        norm = self.precision.clip(self.optimizer, trained.params.values(), self.parts.config.train.max_grad_norm)
+        if trained.adapters is not None:
+            trained.adapters.after_backward()
+        return norm
+
+    def apply(self) -> dict[str, float]:
+        """The optimizer step; returns what adapters have to tell about it."""
+        self.precision.step(self.optimizer)
+        adapters = self.parts.trained.adapters
+        return adapters.after_step() if adapters is not None else {}
+
+    def rate(self) -> float:
+        """The learning rate in use, of the first group; for Prodigy and D-Adaptation the one they found."""
+        group = self.optimizer.param_groups[0]
+        return float(group["lr"] or 0.0) * float(group.get("d", 1.0))
+
+
+class FusedUpdate(Update):
+    """Inside the backward pass, in units of a tensor or a block."""
+
+    is_fused = True
+
+    def __init__(self, parts: Parts, precision: Precision) -> None:
+        super().__init__(parts, precision)
+        _check_optimizer(parts)
+        self.is_armed = False
+        self.squares = 0.0
+        self.groups = {param: group for group in self.optimizer.param_groups for param in group["params"]}
+        units = units_of(parts.trained.params, parts.config)
+        self.waiting: dict[int, set[nn.Parameter]] = {}
+        for number, unit in enumerate(units):
+            for param in unit:
+                param.register_post_accumulate_grad_hook(self._hook(number, unit))
+
+    def begin(self, step: int) -> None:
+        """As Update.begin; from here on a gradient that arrives is used at once."""
+        super().begin(step)
+        self.squares, self.is_armed = 0.0, True
+        self.waiting.clear()
+
+    def _hook(self, number: int, unit: Sequence[nn.Parameter]):
+        def arrived(param: Tensor) -> None:
+            if not self.is_armed or not isinstance(param, nn.Parameter):
+                return
+            missing = self.waiting.setdefault(number, set(unit))
+            missing.discard(param)
+            if not missing:
+                del self.waiting[number]
+                self._update(unit)
+
+        return arrived
+
+    @torch.no_grad()
+    def _update(self, unit: Sequence[nn.Parameter]) -> None:
+        limit = self.parts.config.train.max_grad_norm
+        for param in unit:
+            norm = float(torch.nn.utils.clip_grad_norm_([param], limit or float("inf"), error_if_nonfinite=False))
+            self.squares += norm**2
+        if math.isfinite(self.squares):
+            with only(self.optimizer, unit, self.groups):
+                self.optimizer.step()
+        for param in unit:
+            param.grad = None
+
+    def ready(self) -> float:
+        """Tensors whose unit got only part of its gradients are updated now; returns the norm over all tensors."""
+        for number, missing in [*self.waiting.items()]:
+            del self.waiting[number]
+            self._update([param for param in self.groups if param.grad is not None and param not in missing])
+        self.is_armed = False
+        return math.sqrt(self.squares) if math.isfinite(self.squares) else math.inf
+
+    def apply(self) -> dict[str, float]:
+        """Everything is done already."""
+        return {}
+
+
+def _check_optimizer(parts: Parts) -> None:
+    """Raise ConfigError where an update of one tensor would depend on the others, or on other processes."""
+    config, test = parts.config, getattr(realise(parts.config.optim), "is_per_tensor", None)
+    if not (test() if test is not None else config.optim.model_dump()["type"] in ("torch", "adamw_bf16")):
+        why = f"{config.optim.model_dump()['type']} looks at all tensors as a whole"
+        raise ConfigError("this optimizer cannot update inside the backward pass", why=why, fix='write memory.fused_update = "off"')
+    if parts.world.size > 1:
+        raise ConfigError("a fused update works in one process", fix='write memory.fused_update = "off", or start one process')
+
+
+def units_of(params: Mapping[str, nn.Parameter], config: RunConfig) -> list[list[nn.Parameter]]:
+    """What is updated together: single tensors, or the tensors of a block (the rest one by one)."""
+    if config.memory.fused_update == "tensor":
+        return [[param] for param in params.values()]
+    units: dict[str, list[nn.Parameter]] = {}
+    for name, param in params.items():
+        match = BLOCK.match(name)
+        units.setdefault(match.group() if match else name, []).append(param)
+    return [*units.values()]
+
+
+@contextmanager
+def only(
+    optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], groups: Mapping[nn.Parameter, dict[str, object]]
+) -> Iterator[None]:
+    """The optimizer sees these tensors alone for a while; its state stays where it is."""
+    kept = {id(groups[param]): (groups[param], groups[param]["params"]) for param in params}
+    every = optimizer.param_groups
+    optimizer.param_groups = [group for group, _ in kept.values()]
+    for group, _ in kept.values():
+        group["params"] = [param for param in params if groups[param] is group]
+    try:
+        yield
+    finally:
+        for group, members in kept.values():
+            group["params"] = members
+        optimizer.param_groups = every
+
+
+@contextmanager
+def evaluated(parts: Parts) -> Iterator[None]:
+    """Schedule-free optimizers hold two sets of weights: the averaged ones for a while, then the trained ones, bit for bit."""
+    optimizer = parts.optimizer
+    if not (callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))):
+        yield
+        return
+    kept = {name: param.detach().clone() for name, param in parts.trained.params.items()}
+    optimizer.eval()  # type: ignore[attr-defined]  # tested above
+    try:
+        yield
+    finally:
+        optimizer.train()  # type: ignore[attr-defined]  # tested above
+        with torch.no_grad():
+            for name, param in parts.trained.params.items():
+                param.copy_(kept[name])
