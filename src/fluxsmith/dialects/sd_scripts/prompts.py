@@ -53,7 +53,7 @@ def _text(draft: Draft, path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def prompt_line(draft: Draft, line: str, where: str) -> dict[str, Any]:
     """Prompt and options of one line. Options begin with a space and two dashes; dashes inside words do not count."""
-    prompt, *parts = line.split(" --")
+    prompt, *parts = f" {line}".split(" --")
     values: dict[str, Any] = {"prompt": prompt.strip()}
     for part in parts:
         match = OPTION.fullmatch(part.strip())

@@ -64,6 +64,7 @@ def split_command(words: Sequence[str]) -> tuple[Script, list[str], str]:
             found = find_script(word)
             if found is not None:
                 return found, list(words[place + 1 :]), " ".join(words[:place])
+        words = [next((word for word in words if word.endswith(".py")), words[0])]
     stem = PurePath(words[0]).name.removesuffix(".py")
     if stem in ELSEWHERE:
         raise ConfigError(
