@@ -12,7 +12,7 @@ from fluxsmith.adapters.base import AdapterSet
 from fluxsmith.adapters.build import build
 from fluxsmith.adapters.diag_oft import DiagOftPart, constrained
 from fluxsmith.adapters.formats.state import Part
-from fluxsmith.adapters.rotation import cayley, skew
+from fluxsmith.adapters.rotation import cayley, less_one, skew
 from fluxsmith.adapters.targets import Target
 from fluxsmith.config.adapter import RotationConfig
 from fluxsmith.errors import ConfigError
@@ -55,14 +55,12 @@ class BoftPart(DiagOftPart):
     def turned(self, y: Tensor, strength: Tensor | float) -> Tensor:
         """Rows (..., rows) after all stages at some strength."""
         skewed = constrained(skew(self.blocks), self.alpha * (self.rows[1] - self.rows[0]))
-        rotations = cayley(skewed)
-        eye = torch.eye(rotations.shape[-1], device=y.device)
-        rotations = ((rotations - eye) * strength + eye).to(y.dtype)
+        rotations = (less_one(cayley(skewed)) * strength).to(y.dtype)
         half = rotations.shape[-1] // 2
         for stage, turns in enumerate(rotations):
             apart = 2**stage * half
             mixed = y.unflatten(-1, (-1, 2, apart)).transpose(-1, -2).flatten(-3).unflatten(-1, (-1, 2 * half))
-            mixed = torch.einsum("kij,...kj->...ki", turns, mixed)
+            mixed = mixed + torch.einsum("kij,...kj->...ki", turns, mixed)
             y = mixed.flatten(-2).unflatten(-1, (-1, apart, 2)).transpose(-1, -2).flatten(-3)
         return y
 

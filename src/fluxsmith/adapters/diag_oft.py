@@ -12,7 +12,7 @@ from fluxsmith.adapters.base import AdapterSet
 from fluxsmith.adapters.build import build
 from fluxsmith.adapters.formats.state import Part
 from fluxsmith.adapters.lokr import factorization
-from fluxsmith.adapters.rotation import cayley, skew, turn
+from fluxsmith.adapters.rotation import cayley, less_one, skew, turn
 from fluxsmith.adapters.rows import PartModule
 from fluxsmith.adapters.targets import Target
 from fluxsmith.config.adapter import RotationConfig
@@ -50,7 +50,7 @@ class DiagOftPart(PartModule):
 
     def turned(self, y: Tensor, strength: Tensor | float) -> Tensor:
         """Rows (..., rows) after the rotation at some strength."""
-        return y + ((turn(self.rotations(), y) - y) * strength).to(y.dtype)
+        return y + (turn(less_one(self.rotations()), y) * strength).to(y.dtype)
 
     def update(self, x: Tensor, y: Tensor, strength: Tensor) -> Tensor:
         """As PartModule.update."""

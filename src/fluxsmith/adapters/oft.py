@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fluxsmith.adapters.base import AdapterSet
 from fluxsmith.adapters.build import build
 from fluxsmith.adapters.formats.state import Part
-from fluxsmith.adapters.rotation import cayley, skew, turn
+from fluxsmith.adapters.rotation import cayley, less_one, skew, turn
 from fluxsmith.adapters.rows import PartModule
 from fluxsmith.adapters.targets import Target
 from fluxsmith.config.adapter import AdapterConfig
@@ -63,11 +63,11 @@ class OftPart(PartModule):
 
     def update(self, x: Tensor, y: Tensor, strength: Tensor) -> Tensor:
         """As PartModule.update."""
-        return y + ((turn(self.rotations(), y) - y) * strength).to(y.dtype)
+        return y + (turn(less_one(self.rotations()), y) * strength).to(y.dtype)
 
     def delta(self, weight: Tensor, strength: float) -> Tensor:
         """As PartModule.delta."""
-        return (turn(self.rotations(), weight.T).T - weight) * strength
+        return turn(less_one(self.rotations()), weight.T).T * strength
 
 
 PART = OftPart

@@ -20,7 +20,12 @@ def cayley(skewed: Tensor) -> Tensor:
         return torch.linalg.solve(eye - skewed, eye + skewed)
 
 
+def less_one(rotations: Tensor) -> Tensor:
+    """R - 1: what a rotation adds, which 16-bit types can tell from 0 though not R from 1."""
+    return rotations - torch.eye(rotations.shape[-1], device=rotations.device)
+
+
 def turn(rotations: Tensor, rows: Tensor) -> Tensor:
-    """R^T on each block of the last axis: rotations (k, b, b), rows (..., k * b) -> the same shape, in the type of rows."""
+    """R^T, or what it adds, on each block of the last axis: rotations (k, b, b), rows (..., k * b) -> the shape and type of rows."""
     parts = rows.unflatten(-1, rotations.shape[:2])
     return torch.einsum("knm,...kn->...km", rotations.to(rows.dtype), parts).flatten(-2)

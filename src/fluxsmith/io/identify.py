@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from fluxsmith.errors import ModelFileError
 from fluxsmith.io.header import Header, TensorInfo
 from fluxsmith.io.identify_dit import identify_dit
-from fluxsmith.io.identify_parts import identify_parts, other_model
+from fluxsmith.io.identify_parts import identify_parts, is_adapter, other_model
 from fluxsmith.io.identity import ROLE_NAMES, Identity, Infos, evidence
 from fluxsmith.io.keymaps import comfy
 from fluxsmith.io.shards import read_model_header
@@ -70,7 +70,7 @@ def _bundle(infos: Infos) -> Identity | None:
     """Several models under prefixes in one file."""
     parts = comfy.split(infos)
     encoders = [role for role in ("clip_l", "t5xxl") if role in parts]
-    if len(parts) < 2 and not encoders:
+    if (len(parts) < 2 and not encoders) or is_adapter(infos):
         return None
     inner = {role: _one_model({name: infos[prefix + name] for name in names}) for role, (prefix, names) in parts.items()}
     if "dit" in inner and inner["dit"].role != "dit":

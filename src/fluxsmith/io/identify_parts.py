@@ -28,13 +28,13 @@ LORA_KINDS = (  # variant, pattern; first match wins
 )
 LORA_STYLES = (
     ("kohya", re.compile(r"lora_(unet|te\d?)_")),
-    ("kohya", re.compile(r"oft_unet_")),
+    ("kohya", re.compile(r"oft_(unet|te\d?)_")),
     ("lycoris", re.compile(r"lycoris_")),
     ("onetrainer", re.compile(r"lora_transformer_")),
     ("xlabs", re.compile(r"(double|single)_blocks\.\d+\.processor\.")),
     ("bfl_control", re.compile(r"(double_blocks|single_blocks|img_in|final_layer)\b.*lora_B\.bias$")),
     ("bfl_peft", re.compile(r"base_model\.model\.")),
-    ("comfy_bfl", re.compile(r"diffusion_model\.")),
+    ("comfy_bfl", re.compile(r"diffusion_model\.|text_encoders\.(clip_l|t5xxl)\.transformer\.")),
     ("diffsynth", re.compile(r".*\.lora_[AB]\.default\.weight$")),
     ("peft", re.compile(r"(transformer|text_encoder(_2)?)\.")),
     ("bfl", re.compile(r"(double_blocks|single_blocks)\.")),
@@ -81,6 +81,11 @@ def _single_keys(infos: Infos) -> Identity | None:
         if f"{prefix}latents" in infos and f"{prefix}proj_in.weight" in infos:
             return Identity("infiniteyou", "face_projector", key_style="infiniteyou", prefix=prefix)
     return None
+
+
+def is_adapter(infos: Infos) -> bool:
+    """Does any key belong to an adapter?"""
+    return any(pattern.search(name) for name in infos for _, pattern in LORA_KINDS)
 
 
 def _lora(infos: Infos) -> Identity | None:
