@@ -94,7 +94,8 @@ class Given(NamedTuple):
 class Draft:
     """A run file in the making, with the options it is made from and everything that has to be said about them."""
 
-    def __init__(self, rows: Mapping[str, Row], given: Mapping[str, Given]) -> None:
+    def __init__(self, rows: Mapping[str, Row], given: Mapping[str, Given], *, script: str = "") -> None:
+        self.script = script
         self.rows = rows
         self.given = given
         self.tree: dict[str, Any] = {}

@@ -243,7 +243,7 @@ def test_folders_with_repeats(work: Path, command: Callable) -> None:
 def test_metadata_file(work: Path, command: Callable) -> None:
     made = command("--dataset_config", "", "--in_json", "m.json", "--train_data_dir", "pictures", "--resolution", "512")
     (entry,) = made.tree["data"]
-    assert (entry["type"], entry["file"], entry["image_dir"]) == ("metadata", "m.json", "pictures")
+    assert (entry["type"], entry["metadata_file"], entry["path"]) == ("metadata", "m.json", "pictures")
     assert "extensions" not in entry["captions"]
 
 

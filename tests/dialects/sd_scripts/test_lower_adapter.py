@@ -143,6 +143,9 @@ def test_oft(command: Callable) -> None:
         (["algo=loha"], {"type": "loha", "rank": 4}),
         (["algo=lora", "dora_wd=True"], {"type": "dora"}),
         (["algo=full"], {"type": "full"}),
+        (["algo=lokr", "dora_wd=True", "unbalanced_factorization=True"], {"type": "lokr", "weight_decompose": True, "unbalanced": True}),
+        (["algo=diag-oft", "constraint=0.5", "rescaled=True"], {"type": "diag_oft", "constraint": 0.5, "rescale": True}),
+        (["algo=boft", "module_dropout=0.1"], {"type": "boft", "module_dropout": 0.1}),
         (["algo=locon", "preset=attn-only", "conv_dim=8"], {"type": "lora", "targets": "attention"}),
     ],
 )
@@ -161,6 +164,9 @@ def test_lycoris(command: Callable, args: list[str], expected: dict) -> None:
         (["--network_module", "lycoris.kohya", "--network_args", "algo=lokrr"], "write algo=lokr"),
         (["--network_module", "lycoris.kohya", "--network_args", "use_tucker=True"], "leave use_tucker out"),
         (["--network_module", "lycoris.kohya", "--network_args", "preset=x"], "choose one of full"),
+        (["--network_module", "lycoris.kohya", "--network_args", "algo=full", "dora_wd=True"], "drop dora_wd"),
+        (["--network_module", "lycoris.kohya", "--network_args", "algo=loha", "rank_dropout=0.1"], "write module_dropout"),
+        (["--network_module", "networks.oft_flux", "--network_dropout", "0.1"], "oft has no --network_dropout"),
         (["--text_encoder_lr", "1", "2", "3"], "give one, or two"),
         (["--dim_from_weights"], "add --network_weights"),
         (["--base_weights_multiplier", "0.5"], "give one --base_weights file for each"),
@@ -173,6 +179,6 @@ def test_modules_and_weights(command: Callable, words: list[str], says: str) -> 
 @pytest.mark.ledger("KS-51")
 def test_starting_weights(command: Callable) -> None:
     made = command("--network_weights", "a.safetensors", "--dim_from_weights").tree["adapter"]
-    assert (made["init_from"], made["rank_from_file"]) == ("a.safetensors", True)
+    assert (made["init_from"], made["rank_from_file"], made["init_unused"]) == ("a.safetensors", True, "ignore")
     merged = command("--base_weights", "a", "b", "--base_weights_multiplier", "0.5").tree["base_adapters"]
     assert merged == [{"path": "a", "strength": 0.5}, {"path": "b", "strength": 1.0}]

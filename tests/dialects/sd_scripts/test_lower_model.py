@@ -102,9 +102,9 @@ def test_what_excludes_what(command: Callable, words: list[str], says: str) -> N
 @pytest.mark.ledger("KS-20")
 def test_fp8(command: Callable) -> None:
     both, only = (command(name, "--mixed_precision", "bf16") for name in ("--fp8_base", "--fp8_base_unet"))
-    assert both.tree["quant"] == only.tree["quant"] == {"type": "fp8"}
-    assert "text encoders stay in 16 bits" in both.noted
-    assert "text encoders stay" not in only.noted
+    assert both.tree["quant"] == {"type": "fp8", "text_encoders": True}
+    assert only.tree["quant"] == {"type": "fp8"}
+    assert "scaled row by row" in only.noted
 
 
 @pytest.mark.ledger("KS-22")
@@ -116,8 +116,18 @@ def test_swap(command: Callable) -> None:
         "checkpointing": True,
         "checkpointing_offload": True,
     }
-    made = command("--double_blocks_to_swap", "4", "--single_blocks_to_swap", "8", script="flux_train")
-    assert made.tree["memory"]["swap_blocks"] == 8
+    old = ["--double_blocks_to_swap", "4", "--single_blocks_to_swap", "8"]
+    assert command(*old, script="flux_train_control_net").tree["memory"]["swap_blocks"] == 8
+    whole = command("--blocks_to_swap", "8", script="flux_train")
+    assert "memory" not in whole.tree or "swap_blocks" not in whole.tree["memory"]
+    assert "blocks that are trained cannot wait elsewhere" in whole.noted
+
+
+@pytest.mark.ledger("KS-22")
+def test_swapping_switches_recomputing_on(command: Callable) -> None:
+    made = command("--blocks_to_swap", "8")
+    assert made.tree["memory"] == {"swap_blocks": 8, "checkpointing": True}
+    assert "--gradient_checkpointing is switched on" in made.noted
 
 
 @pytest.mark.parametrize(("blocks", "most"), [((19, 38), 35), ((2, 4), 1), ((1, 1), 0)])
@@ -169,5 +179,5 @@ def test_tokenizers_of_the_cache_folder(command: Callable, work: Path) -> None:
 @pytest.mark.ledger("KS-54")
 def test_controlnet(command: Callable) -> None:
     made = command("--controlnet_model_name_or_path", "c.safetensors", script="flux_train_control_net")
-    assert made.tree["control"] == [{"type": "controlnet", "train": True, "path": "c.safetensors"}]
-    assert command(script="flux_train_control_net").tree["control"] == [{"type": "controlnet", "train": True}]
+    assert made.tree["control"] == [{"type": "controlnet", "train": True, "layout": "pixels", "path": "c.safetensors"}]
+    assert command(script="flux_train_control_net").tree["control"] == [{"type": "controlnet", "train": True, "layout": "pixels"}]

@@ -124,7 +124,7 @@ def test_code_is_named_on_the_command_line_only(command: Callable, work: Path) -
         ("cosine_with_min_lr --lr_scheduler_min_lr_ratio 0.1", {"name": "cosine", "min_ratio": 0.1, "cycles": 1.0}),
         (
             "warmup_stable_decay --lr_decay_steps 20% --lr_scheduler_min_lr_ratio 0.1",
-            {"name": "warmup_stable_decay", "decay": 0.2, "min_ratio": 0.1},
+            {"name": "warmup_stable_decay", "decay": 0.2, "min_ratio": 0.1, "cycles": 1.0, "decay_shape": "cosine"},
         ),
         ("piecewise_constant --lr_scheduler_args step_rules='1:10,0.1'", {"name": "piecewise_constant", "rules": "1:10,0.1"}),
     ],

@@ -84,11 +84,16 @@ def lower_draft(script: Script, draft: Draft) -> Lowered:
     draft.finish(f"{script.name}")
     tree = {key: value for key, value in draft.tree.items() if value not in ({}, [])}
     try:
-        config = load_config(tree).config
+        config = load_config(tree, plugin_files=_classes(draft)).config
     except ConfigError as error:
         problems = tuple(_traced(draft, problem) for problem in error.problems)
         raise ConfigError("\n".join([f"{script.name} cannot be run:", *map(str, problems)]), problems=problems) from None
     return Lowered(script, config, tree, draft.report, str(draft["resume"] or ""))
+
+
+def _classes(draft: Draft) -> list[str]:
+    """Classes that the command line names, and so allows."""
+    return [str(path) for path in (draft.get("optim.class"), draft.get("schedule.class")) if path]
 
 
 def fill(draft: Draft, family: str) -> None:

@@ -11,13 +11,25 @@ MODULES = ("networks.lora_flux", "networks.oft_flux", "lycoris.kohya")
 DEFAULT_RANK = 4
 INPUTS = (r"^dit\.img_in$", r"^dit\.time_in\.", r"^dit\.vector_in\.", r"^dit\.guidance_in\.", r"^dit\.txt_in$")
 OFT_ATTENTION = r"dit\.double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)$"
-LYCORIS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "full": "full", "ia3": "ia3", "diag-oft": "oft", "oft": "oft"}
+LYCORIS = {
+    "lora": "lora",
+    "locon": "lora",
+    "loha": "loha",
+    "lokr": "lokr",
+    "full": "full",
+    "ia3": "ia3",
+    "diag-oft": "diag_oft",
+    "boft": "boft",
+    "glora": "glora",
+}
+ROTATIONS = ("diag_oft", "boft")
+WITH_FACTORS = ("lora", "dora")  # kinds that have network_dropout and rank_dropout
 PRESETS = {"full": "blocks", "full-lin": "blocks", "attn-mlp": "blocks", "attn-only": "attention"}  # LyCORIS adapts no modulation
-LYCORIS_FLAGS = ("decompose_both", "full_matrix")
+LYCORIS_FLAGS = {"decompose_both": "decompose_both", "full_matrix": "full_matrix", "unbalanced_factorization": "unbalanced"}
 LYCORIS_OFF = (
-    "use_tucker", "use_cp", "use_scalar", "train_norm", "train_on_input", "bypass_mode", "rescaled", "wd_on_output",
-    "rank_dropout_scale", "unbalanced_factorization",
-)  # fmt: skip
+    *("use_tucker", "use_cp", "use_scalar", "train_norm", "train_on_input", "bypass_mode", "wd_on_output"),
+    "rank_dropout_scale",
+)
 
 
 def adapter(draft: Draft) -> None:
@@ -33,8 +45,11 @@ def adapter(draft: Draft) -> None:
         draft.refuse(draft.where("network_module"), f"--network_module {name} is not for FLUX or not known", fix)
         return
     lowered(draft)
-    if draft["network_dropout"]:
+    if draft["network_dropout"] and draft.get("adapter.type") in WITH_FACTORS:
         draft.put("adapter.dropout", draft["network_dropout"], "--network_dropout")
+    elif draft["network_dropout"] and draft.get("adapter.type"):
+        fix = "leave it out, or write module_dropout=0.1 in --network_args"
+        draft.refuse(draft.where("network_dropout"), f"{draft.get('adapter.type')} has no --network_dropout", fix)
 
 
 def _rank(draft: Draft) -> int:
@@ -127,9 +142,9 @@ def _extras(draft: Draft, words: Words) -> None:
     elif given:
         _put(draft, {key: words[key] for key in given}, "--network_args")
     general = words["loraplus_lr_ratio"]
-    for key, native in (("loraplus_unet_lr_ratio", "loraplus_ratio"), ("loraplus_text_encoder_lr_ratio", "text_loraplus_ratio")):
+    for key, native in (("loraplus_unet_lr_ratio", "loraplus_dit_ratio"), ("loraplus_text_encoder_lr_ratio", "loraplus_text_ratio")):
         ratio = words[key] if words[key] is not None else general
-        if ratio and (native == "loraplus_ratio" or not draft["network_train_unet_only"]):
+        if ratio and (native == "loraplus_dit_ratio" or not draft["network_train_unet_only"]):
             _put(draft, {native: ratio}, "--network_args")
     if words["train_t5xxl"]:
         draft.put("adapter.text_encoders", ["t5xxl"], "--network_args")
@@ -157,43 +172,46 @@ def _lycoris(draft: Draft) -> None:
         fix = f"write algo={close}" if close else f"choose one of {', '.join(sorted(set(LYCORIS)))}"
         draft.refuse(draft.where("network_args"), f"algo={algo} is not known here", fix)
         return
-    if words["dora_wd"]:
-        kind = "dora" if kind == "lora" else _no_dora(draft, algo)
+    if words["dora_wd"] and kind not in ("lora", "loha", "lokr"):
+        draft.refuse(draft.where("network_args"), f"dora_wd=True with algo={algo}", "write algo=lora, loha or lokr, or drop dora_wd")
+    elif words["dora_wd"]:
+        kind = "dora" if kind == "lora" else kind
     preset = words["preset"] or "full"
     if preset not in PRESETS:
         draft.refuse(draft.where("network_args"), f"preset={preset} is not known here", f"choose one of {', '.join(PRESETS)}")
     _put(draft, {"type": kind, "targets": PRESETS.get(preset, "blocks")})
     if kind not in ("full", "ia3"):
         _put(draft, {"rank": _rank(draft)}, "--network_dim")
-        if draft["network_alpha"] and kind != "oft":
+        if draft["network_alpha"] and kind not in ROTATIONS:
             _put(draft, {"alpha": draft["network_alpha"]}, "--network_alpha")
-    for key in ("rank_dropout", "module_dropout"):
-        if words[key]:
-            _put(draft, {key: words[key]}, "--network_args")
+    if words["module_dropout"]:
+        _put(draft, {"module_dropout": words["module_dropout"]}, "--network_args")
+    if words["rank_dropout"] and kind in WITH_FACTORS:
+        _put(draft, {"rank_dropout": words["rank_dropout"]}, "--network_args")
+    elif words["rank_dropout"]:
+        draft.refuse(draft.where("network_args"), f"rank_dropout is not for {kind}", "write module_dropout, or algo=lora")
     _lycoris_extras(draft, words, kind)
 
 
 def _lycoris_extras(draft: Draft, words: Words, kind: str) -> None:
     if kind == "lokr":
-        _put(draft, {key: True for key in LYCORIS_FLAGS if words[key]}, "--network_args")
+        _put(draft, {native: True for key, native in LYCORIS_FLAGS.items() if words[key]}, "--network_args")
         if (words["factor"] or 0) > 0:
             _put(draft, {"factor": words["factor"]}, "--network_args")
     elif words["factor"] is not None:
         draft.note("--network_args", f"factor has no effect on {kind}")
     if words["rs_lora"]:
         _put(draft, {"rslora": True}, "--network_args")
-    if words["constraint"] is not None and kind == "oft":
-        _put(draft, {"constraint": words["constraint"]}, "--network_args")
+    if words["dora_wd"] and kind in ("loha", "lokr"):
+        _put(draft, {"weight_decompose": True}, "--network_args")
+    if kind in ROTATIONS:
+        named = {"constraint": words["constraint"], "rescale": words["rescaled"]}
+        _put(draft, {key: value for key, value in named.items() if value}, "--network_args")
     for key in LYCORIS_OFF:
         if words[key]:
             draft.refuse(draft.where("network_args"), f"--network_args {key}=True is not known here", f"leave {key} out")
     if words["conv_dim"] or words["conv_alpha"]:
         draft.note("--network_args", "conv_dim and conv_alpha have no effect: FLUX has no convolutions")
-
-
-def _no_dora(draft: Draft, algo: str) -> str:
-    draft.refuse(draft.where("network_args"), f"dora_wd=True with algo={algo}", "write algo=lora dora_wd=True")
-    return "lora"
 
 
 def text_encoders(draft: Draft) -> None:
@@ -239,6 +257,7 @@ def start_weights(draft: Draft) -> None:
         draft.refuse(draft.where("dim_from_weights"), "--dim_from_weights needs a file", "add --network_weights FILE.safetensors")
     if draft["network_weights"]:
         draft.put("adapter.init_from", draft["network_weights"], "--network_weights")
+        draft.put("adapter.init_unused", "ignore", "--network_weights")  # as sd-scripts, which takes what fits
         if draft["dim_from_weights"]:
             draft.put("adapter.rank_from_file", True, "--dim_from_weights")
 

@@ -60,7 +60,7 @@ def model(draft: Draft) -> None:
 
 
 def _chroma(draft: Draft) -> None:
-    if "controlnet_model_name_or_path" in draft.rows and draft.rows["controlnet_model_name_or_path"].fate == "kept":
+    if draft.script == "flux_train_control_net":
         draft.refuse(draft.where("model_type"), "there are no ControlNets of Chroma", "write --model_type flux")
     if not draft["apply_t5_attn_mask"]:
         draft.refuse("--apply_t5_attn_mask", "Chroma is trained with the padding of T5 hidden", "add --apply_t5_attn_mask")
@@ -89,10 +89,10 @@ def precision(draft: Draft) -> None:
         if draft[name] and mixed != wanted:
             draft.refuse(draft.where(name), f"--{name} needs --mixed_precision {wanted}", f"add --mixed_precision {wanted}")
     draft.put("train.precision", mixed, "--mixed_precision")
-    if is_adapter:
+    if draft.script != "flux_train":
         draft.put("train.base_dtype", PRECISIONS[mixed], "--mixed_precision")
     weights = "bf16" if draft["full_bf16"] else "fp16" if draft["full_fp16"] else "fp32"
-    if not is_adapter and "controlnet_model_name_or_path" in draft.rows and weights == "fp32":
+    if not is_adapter and weights == "fp32":
         weights = PRECISIONS[mixed]  # sd-scripts loads what it trains in the type of the autocast
     if weights == "fp16":
         draft.put("train.precision", "no", "--full_fp16")
@@ -109,8 +109,8 @@ def fp8(draft: Draft) -> None:
         draft.refuse(draft.where(name), f"--{name} needs mixed precision", "add --mixed_precision bf16")
     draft.put("quant.type", "fp8", f"--{name}")
     if name == "fp8_base":
-        text = "the transformer is kept in 8 bits; text encoders stay in 16 bits, and leave the card once captions are cached"
-        draft.note("--fp8_base", text)
+        draft.put("quant.text_encoders", True, "--fp8_base")
+    draft.note(f"--{name}", "weights are scaled row by row before they are rounded to 8 bits; sd-scripts only rounds them")
 
 
 def swap(draft: Draft) -> None:
@@ -134,10 +134,22 @@ def swap(draft: Draft) -> None:
     if draft["cpu_offload_checkpointing"]:
         fix = "drop one of them; --blocks_to_swap saves more"
         draft.refuse(draft.where("cpu_offload_checkpointing"), f"{option} and --cpu_offload_checkpointing exclude each other", fix)
+    if _trains_all(draft):
+        text = "has no effect: blocks that are trained cannot wait elsewhere. Memory is saved by --gradient_checkpointing and"
+        draft.note(option, f"{text} --fused_backward_pass --optimizer_type adafactor (or --blockwise_fused_optimizers)")
+        return
+    if not draft["gradient_checkpointing"]:
+        draft.put("memory.checkpointing", True, option)
+        draft.note(option, "--gradient_checkpointing is switched on, for swapping needs it")
     most = most_swapped(*depths(draft))
     if count > most:
         draft.note(option, f"{count} is more than this small model has: {most} are swapped")
     draft.put("memory.swap_blocks", min(count, most), option)
+
+
+def _trains_all(draft: Draft) -> bool:
+    """Is the transformer itself trained?"""
+    return draft.script == "flux_train"
 
 
 def most_swapped(double: int, single: int) -> int:
@@ -195,7 +207,7 @@ def cache_folder(draft: Draft) -> Path:
 
 def control(draft: Draft) -> None:
     """What flux_train_control_net trains."""
-    entry: dict[str, str | bool] = {"type": "controlnet", "train": True}
+    entry: dict[str, str | bool] = {"type": "controlnet", "train": True, "layout": "pixels"}
     start = draft["controlnet_model_name_or_path"]
     if start:
         entry["path"] = start

@@ -149,7 +149,7 @@ def _adafactor(draft: Draft, options: dict[str, Any]) -> None:
     if options.get("warmup_init") and not relative:
         draft.note("--optimizer_args", "warmup_init=True needs relative_step=True, which is switched on")
         relative = True
-    draft.put("optim.options", {**options, "relative_step": relative}, "--optimizer_args")
+    draft.put("optim.options", {"scale_parameter": True, **options, "relative_step": relative}, "--optimizer_args")
     if not relative:
         return
     draft.note(
@@ -238,7 +238,10 @@ def _cosine_with_floor(draft: Draft, extra: dict[str, Any]) -> None:
 
 
 def _stable(draft: Draft, extra: dict[str, Any]) -> None:
+    """The decay is a cosine, as in transformers."""
     _floor(draft, extra)
+    _cycles(draft, extra)
+    draft.put("schedule.decay_shape", "cosine", "--lr_scheduler")
     if draft["lr_decay_steps"]:
         draft.put("schedule.decay", draft["lr_decay_steps"], "--lr_decay_steps")
     else:
@@ -269,6 +272,7 @@ def _foreign_schedule(draft: Draft) -> None:
         draft.refuse(where, f"{name} would run code that a file names", f"give it on the command line: --lr_scheduler_type {name}")
     if draft["lr_warmup_steps"]:
         draft.refuse(draft.where("lr_warmup_steps"), f"{name} has no warm-up", "leave --lr_warmup_steps out")
+    draft.put("schedule.name", "imported", "--lr_scheduler_type")
     draft.put("schedule.class", name if "." in name else f"torch.optim.lr_scheduler.{name}", "--lr_scheduler_type")
     options = key_values(draft, "lr_scheduler_args")
     if options:

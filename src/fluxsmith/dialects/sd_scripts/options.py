@@ -66,7 +66,7 @@ def read_options(script: Script, words: Sequence[str]) -> Draft:
         given, problems = {**below, **given}, problems + found
     if problems:
         raise ConfigError("\n".join([f"{script.name} cannot be read:", *map(str, problems)]), problems=tuple(problems))
-    return Draft(rows, given)
+    return Draft(rows, given, script=script.name)
 
 
 def _from_file(path: Path, rows: Mapping[str, Row]) -> tuple[dict[str, Given], list[Problem]]:

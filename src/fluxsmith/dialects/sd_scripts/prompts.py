@@ -136,8 +136,7 @@ def _sample(draft: Draft, where: str, values: dict[str, Any]) -> dict[str, Any]:
         entry["negative"] = full["negative_prompt"]
     elif full.get("negative_prompt"):
         draft.note(where, "the negative prompt has no effect without --l (true guidance), so it is left out")
-    if full.get("controlnet_image"):
-        _condition(draft, where, entry, str(full["controlnet_image"]))
+    _condition(draft, where, entry, str(full.get("controlnet_image") or ""))
     for name in ("sample_sampler", "cfg_trunc_ratio", "renorm_cfg", "flow_shift"):
         if name in full:
             draft.note(where, f"{name} has no effect on FLUX, in sd-scripts neither")
@@ -145,9 +144,11 @@ def _sample(draft: Draft, where: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _condition(draft: Draft, where: str, entry: dict[str, Any], image: str) -> None:
-    if "controlnet_model_name_or_path" in draft.rows and draft.rows["controlnet_model_name_or_path"].fate == "kept":
-        entry["condition"] = image
-    else:
+    if draft.script == "flux_train_control_net":
+        entry["control_image"] = image
+        if not image:
+            draft.refuse(where, "the condition picture is missing", "add --cn PICTURE.png to the prompt")
+    elif image:
         draft.note(where, "--cn is for the ControlNet trainer and is left out")
 
 

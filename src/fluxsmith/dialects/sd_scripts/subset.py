@@ -46,7 +46,7 @@ def entry(draft: Draft, values: Values, *, where: str, group: str) -> dict[str, 
 def _source(draft: Draft, values: Values, where: str) -> dict[str, Any] | None:
     file, folder = values.own.get("metadata_file"), values.own.get("image_dir")
     if file:
-        return {"type": "metadata", "file": file, **({"image_dir": folder} if folder else {})}
+        return {"type": "metadata", "metadata_file": file, **({"path": folder} if folder else {})}
     if not folder:
         draft.refuse(where, "image_dir is missing", 'add image_dir = "path/to/pictures"')
         return None
@@ -185,7 +185,7 @@ def _roles(draft: Draft, values: Values, where: str) -> dict[str, Any]:
 def _condition(draft: Draft, values: Values, where: str) -> dict[str, Any]:
     """A folder of masks with --masked_loss; a folder of condition pictures in the ControlNet trainer."""
     folder = values.own.get("conditioning_data_dir")
-    trains_control = draft.rows["controlnet_model_name_or_path"].fate == "kept" if "controlnet_model_name_or_path" in draft.rows else False
+    trains_control = draft.script == "flux_train_control_net"
     if trains_control:
         if not folder:
             draft.refuse(where, "condition pictures are missing", 'add conditioning_data_dir = "path/to/conditions"')
