@@ -1,5 +1,6 @@
 """`fluxsmith train run.toml`: one training run, or the continuation of one."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ def command(
     changes: Overrides = None,
     *,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest complete state in run.dir.")] = False,
+    resume_from: Annotated[Path | None, typer.Option("--resume-from", metavar="DIR", help="Continue this state folder.")] = None,
     allow_change: Annotated[
         list[str] | None, typer.Option("--allow-change", metavar="KEY", help="Resume although this key changed; may be repeated.")
     ] = None,
@@ -29,7 +31,7 @@ def command(
 
     progress = ProgressSink()
     try:
-        weights = train(loaded.config, resume=resume, allow_change=allow_change or (), bus=Bus() if quiet else Bus(progress))
+        weights = train(loaded.config, resume=resume_from or resume, allow_change=allow_change or (), bus=Bus() if quiet else Bus(progress))
     finally:
         progress.close()  # whatever happened, the terminal is left tidy
     if weights.name:

@@ -3,6 +3,7 @@
 `with_hashes(tensors, training_metadata(facts, spec))` is the metadata of an adapter file.
 """
 
+import base64
 import hashlib
 import json
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 import fluxsmith
+from fluxsmith.errors import DataError
 from fluxsmith.io.safetensors import header_bytes, layout_order, tensor_bytes
 
 LEGACY_OFFSET, LEGACY_LENGTH = 0x100000, 0x10000  # the window that AUTOMATIC1111's first hash looks at
@@ -135,6 +137,8 @@ class ModelSpec:
     trigger_phrase: str = ""
     thumbnail: str = ""
     merged_from: str = ""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Any other entry by its name without `modelspec.`; a thumbnail that is a file becomes a data URL."""
     timestep_range: tuple[int, int] | None = None
     """Lowest and highest timestep trained, 0..1000, if limited."""
 
@@ -197,7 +201,20 @@ def modelspec(spec: ModelSpec) -> dict[str, str]:
     }
     texts = ("author", "description", "license", "tags", "usage_hint", "trigger_phrase", "thumbnail", "merged_from")
     values |= {name: getattr(spec, name) for name in texts}
+    values |= {key: data_url(value) if key == "thumbnail" else value for key, value in spec.extra.items()}
     return {f"modelspec.{key}": value for key, value in values.items() if value}
+
+
+def data_url(picture: str) -> str:
+    """A picture file as a data URL; anything else stays as it is. Raises DataError for a file that is no picture."""
+    path = Path(picture)
+    kinds = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+    if picture.startswith("data:") or path.suffix.lower() not in kinds:
+        return picture
+    try:
+        return f"data:image/{kinds[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    except OSError as error:
+        raise DataError("the thumbnail cannot be read", where=picture, why=error.strerror or "", fix="name a PNG, JPEG or WebP") from None
 
 
 def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:

@@ -1,12 +1,12 @@
 """Weights files for use elsewhere: the adapter with its verdict, or the trained parts in their own file keys."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fluxsmith.adapters.formats.files import write_adapter
-from fluxsmith.config.schema import RunConfig
 from fluxsmith.controls.controlnet_model import ControlNet, file_tensors
 from fluxsmith.events import Bus, WeightsSaved
 from fluxsmith.io.durable import Disk
@@ -15,34 +15,23 @@ from fluxsmith.io.safetensors import save_weights
 from fluxsmith.train.facts import model_spec, training_facts
 from fluxsmith.train.setup import Parts
 from fluxsmith.train.trained import DTYPES
+from fluxsmith.train.update import evaluated
 
 
-def export_weights(parts: Parts, step: int, disk: Disk, bus: Bus, *, final: bool = False) -> Path:
-    """Write the weights of this step; returns the (first) file. With an average (EMA), the file holds the average.
+def export_weights(parts: Parts, path: Path, step: int, disk: Disk, bus: Bus) -> Path:
+    """Write the weights of this step to `path`; returns the (first) file. With an average (EMA), the file holds the average.
 
     Raises StorageError, and NumericError for weights that are not finite.
     """
     if not parts.world.is_main:
         return Path()
-    path = weights_path(parts.config, step, final=final)
     disk.make_folder(path.parent)
-    if parts.trained.adapters is not None:
-        _write_adapter(parts, path, step, disk, bus)
-    else:
-        path = _write_components(parts, path.with_suffix(""), step, disk, bus)
-    if not final:
-        _retire(parts, path.parent, _name(parts.config), disk)
+    with nullcontext() if parts.ema is not None else evaluated(parts):
+        if parts.trained.adapters is not None:
+            _write_adapter(parts, path, step, disk, bus)
+        else:
+            path = _write_components(parts, path.with_suffix(""), step, disk, bus)
     return path
-
-
-def weights_path(config: RunConfig, step: int, *, final: bool = False) -> Path:
-    """Where the (first) weights file of a step goes."""
-    name = _name(config)
-    return config.run.dir / "weights" / (f"{name}.safetensors" if final else f"{name}-step{step:08d}.safetensors")
-
-
-def _name(config: RunConfig) -> str:
-    return config.run.name or config.run.dir.name
 
 
 def _values(parts: Parts) -> dict[str, Tensor]:
@@ -82,11 +71,3 @@ def _as_file(parts: Parts, role: str, tensors: dict[str, Tensor]) -> dict[str, T
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _retire(parts: Parts, folder: Path, name: str, disk: Disk) -> None:
-    """Keep the newest `checkpoint.keep_weights` intermediate files; only files this run named are touched."""
-    keep = parts.config.checkpoint.keep_weights
-    if keep is not None:
-        steps = sorted({path.name[: len(name) + 13] for path in folder.glob(f"{name}-step????????*.safetensors")})
-        disk.prune([path for old in steps[:-keep] for path in sorted(folder.glob(f"{old}*.safetensors"))])

@@ -2,15 +2,17 @@
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from fluxsmith.config.schema import as_plain
 from fluxsmith.io.metadata import ModelSpec, TrainingFacts
 from fluxsmith.optim.schedules import span
+from fluxsmith.train.dataset_facts import caption_options, dataset_entries, tags
 from fluxsmith.train.precision import resolved
 from fluxsmith.train.setup import Parts, family
+
+MODULES = {"lora": "networks.lora_flux", "oft": "networks.oft_flux"}  # adapter -> the module that sd-scripts has for it
 
 
 def training_facts(parts: Parts, step: int, name: str) -> TrainingFacts:
@@ -36,6 +38,8 @@ def training_facts(parts: Parts, step: int, name: str) -> TrainingFacts:
         lr_scheduler=config.schedule.name,
         lr_warmup_steps=span(config.schedule.warmup, parts.total_steps),
         max_grad_norm=train.max_grad_norm,
+        comment=config.checkpoint.comment,
+        adapter_module=MODULES.get(str(adapter.get("type")), "lycoris.kohya"),
         num_train_images=parts.data.uses_per_epoch,
         num_validation_images=sum(len(spec.uses) for spec in parts.data.validation_batches()),
         num_batches_per_epoch=parts.plan.per_epoch,
@@ -48,8 +52,9 @@ def training_facts(parts: Parts, step: int, name: str) -> TrainingFacts:
         seed=train.seed,
         dit_file=parts.files.path("dit"),
         ae_file=parts.files.path("ae"),
-        datasets=[_dataset(one) for one in parts.data.sets],
-        tag_frequency={one.name: _tags(one) for one in parts.data.sets},
+        num_reg_images=sum(len(one.items) for one in parts.data.sets if one.config.regularisation),
+        datasets=dataset_entries(parts.data.sets),
+        tag_frequency={one.name: tags(one) for one in parts.data.sets},
         dataset_dirs={one.name: {"n_repeats": one.config.repeats, "img_count": len(one.items)} for one in parts.data.sets},
         options=_options(parts),
     )
@@ -57,8 +62,9 @@ def training_facts(parts: Parts, step: int, name: str) -> TrainingFacts:
 
 def model_spec(parts: Parts, adapter: str = "lora") -> ModelSpec:
     """The modelspec block."""
-    settings, sets = parts.config.checkpoint, parts.data.sets
+    settings, sets, noise = parts.config.checkpoint, parts.data.sets, parts.config.noise
     side = sets[0].config.resolution
+    levels = (round(1000 * noise.min_sigma), round(1000 * noise.max_sigma))
     return ModelSpec(
         title=settings.title or parts.config.run.name or parts.config.run.dir.name,
         variant=family(parts.config).variant,
@@ -68,6 +74,8 @@ def model_spec(parts: Parts, adapter: str = "lora") -> ModelSpec:
         author=settings.author,
         license=settings.license,
         trigger_phrase=settings.trigger_phrase,
+        timestep_range=levels if levels != (0, 1000) else None,
+        extra=settings.modelspec,
     )
 
 
@@ -77,8 +85,9 @@ def _arguments(optim: Mapping[str, Any]) -> str:
 
 def _options(parts: Parts) -> dict[str, Any]:
     """ss_ values that come straight from the config."""
-    noise, train = parts.config.noise, parts.config.train
-    plain = as_plain(parts.config)
+    noise, train, plain = parts.config.noise, parts.config.train, as_plain(parts.config)
+    adapter, quant, validation = plain["adapter"] or {}, plain["quant"] or {}, parts.config.validation
+    is_fp8 = quant.get("type") == "fp8"
     return {
         "guidance_scale": plain["noise"]["guidance"],
         "timestep_sampling": noise.sampling,
@@ -89,52 +98,28 @@ def _options(parts: Parts) -> dict[str, Any]:
         "logit_mean": noise.logit_mean,
         "logit_std": noise.logit_std,
         "mode_scale": noise.mode_scale,
+        "ip_noise_gamma": noise.input_noise or None,
+        "ip_noise_gamma_random_strength": noise.input_noise_random,
         "apply_t5_attn_mask": parts.models.mask_text,
         "gradient_checkpointing": parts.config.memory.checkpointing,
+        "fp8_base": is_fp8,
+        "fp8_base_unet": is_fp8 and not quant.get("text_encoders"),
         "model_type": "chroma" if family(parts.config).name == "chroma" else "flux",
         "cache_latents": parts.config.cache.latents != "off",
         "full_bf16": train.weights_dtype == "bf16",
         "full_fp16": train.weights_dtype == "fp16",
-        "loss_type": plain["objective"].get("loss", "l2"),
-        "validation_split": parts.config.validation.share,
-        "validation_seed": parts.config.validation.seed,
+        "scale_weight_norms": adapter.get("max_norm"),
+        "validation_split": validation.share,
+        "validation_seed": validation.seed,
+        "max_validation_steps": validation.max_batches,
+        "validate_every_n_steps": validation.every or None,
+        "validate_every_n_epochs": validation.every_epochs or None,
+        **loss_options(plain["objective"]),
+        **caption_options(parts.data.sets),
     }
 
 
-def _dataset(one: Any) -> dict[str, Any]:
-    """One dataset in sd-scripts' form."""
-    config, side = one.config, one.config.resolution
-    buckets = Counter(item.placement.bucket for item in one.items)
-    return {
-        "is_dreambooth": True,
-        "batch_size_per_device": config.batch_size,
-        "num_train_images": len(one.items) * config.repeats,
-        "num_reg_images": len(one.items) if config.regularisation else 0,
-        "resolution": list(side) if isinstance(side, tuple) else [side, side],
-        "enable_bucket": config.buckets.enabled,
-        "min_bucket_reso": config.buckets.min,
-        "max_bucket_reso": config.buckets.max,
-        "tag_frequency": {one.name: _tags(one)},
-        "bucket_info": {
-            "buckets": {str(i): {"resolution": list(bucket), "count": count} for i, (bucket, count) in enumerate(sorted(buckets.items()))}
-        },
-        "subsets": [
-            {
-                "img_count": len(one.items),
-                "num_repeats": config.repeats,
-                "color_aug": config.color_jitter > 0,
-                "flip_aug": config.flip,
-                "random_crop": config.crop == "random",
-                "shuffle_caption": config.captions.shuffle,
-                "keep_tokens": config.captions.keep_tokens,
-                "image_dir": one.name,
-                "is_reg": config.regularisation,
-            }
-        ],
-    }
-
-
-def _tags(one: Any) -> dict[str, int]:
-    """Lower-cased tag -> count over the captions."""
-    tags = (tag.strip().lower() for item in one.items for tag in item.caption.split(one.config.captions.separator))
-    return dict(Counter(tag for tag in tags if tag))
+def loss_options(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """How a difference became a loss."""
+    names = ("huber_schedule", "huber_c", "huber_scale")
+    return {"loss_type": objective.get("loss", "l2"), **{name: objective[name] for name in names if name in objective}}

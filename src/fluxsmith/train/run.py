@@ -11,6 +11,7 @@ from fluxsmith.errors import ConfigError, FluxsmithError, OutOfMemoryError, Stop
 from fluxsmith.events import Bus, RunFailed, Warned
 from fluxsmith.io.durable import Disk, RunLock, clean_temporary
 from fluxsmith.train.distributed import World, join_world
+from fluxsmith.train.naming import take_state
 from fluxsmith.train.report import write_report
 from fluxsmith.train.setup import build
 from fluxsmith.train.sinks.jsonl import JsonlSink
@@ -18,12 +19,14 @@ from fluxsmith.train.trainer import Trainer, write_config
 
 
 def train(
-    config: RunConfig, *, resume: bool = False, allow_change: Sequence[str] = (), bus: Bus | None = None, disk: Disk | None = None
+    config: RunConfig, *, resume: bool | Path = False, allow_change: Sequence[str] = (), bus: Bus | None = None, disk: Disk | None = None
 ) -> Path:
     """Run the training that `config` describes; returns the final weights file.
 
-    `resume` continues the newest complete state of the folder (or starts, if there is none); `allow_change` names identity keys
-    that may differ. Raises the FluxsmithError of whatever went wrong; StopRequested after a stop with a resumable state.
+    `resume` continues the newest complete state of the folder (or starts, if there is none), or a state folder from anywhere;
+    `allow_change` names identity keys that may differ.
+
+    Raises the FluxsmithError of whatever went wrong; StopRequested after a stop with a resumable state.
     """
     disk = disk or Disk()
     if config.train.threads:
@@ -33,7 +36,9 @@ def train(
         return Trainer(build(config, world, Bus()), Bus(), disk).run(allow_change)
     disk.probe(config.run.dir)
     with RunLock(config.run.dir) as lock:
-        _check_fresh(config, resume)
+        _check_fresh(config, bool(resume))
+        if isinstance(resume, Path):
+            take_state(resume, config.run.dir / "state", disk)
         for folder in (config.run.dir, config.run.dir / "state", config.run.dir / "weights"):
             clean_temporary(folder, disk=disk)
         if not _holds_run(config.run.dir):  # otherwise the config is written once the resume is granted
@@ -56,6 +61,9 @@ def _reported(config: RunConfig, world: World, bus: Bus, disk: Disk, allow_chang
         raise failure from error
     except FluxsmithError as error:
         bus.send(RunFailed(0, error.kind, "; ".join(error.lines()), error.exit_code))
+        raise
+    except Exception as error:  # a bug: whoever watches the events must learn that the run is over
+        bus.send(RunFailed(0, type(error).__name__, str(error), FluxsmithError.exit_code))
         raise
     finally:
         try:

@@ -13,14 +13,15 @@ import torch
 
 from fluxsmith.config.dump import to_toml
 from fluxsmith.config.schema import RunConfig, as_plain
-from fluxsmith.errors import ModelFileError, NumericError, StopRequested
+from fluxsmith.errors import ConfigError, ModelFileError, NumericError, StopRequested
 from fluxsmith.events import Bus, CheckpointSaved, PhaseStarted, RunEnded, RunStarted, StepEnded, Warned
 from fluxsmith.io.durable import Disk
 from fluxsmith.randomness import seed_device, seed_for
 from fluxsmith.train.checkpoint import State, StateFolder, read_state, restore
-from fluxsmith.train.export import export_weights, weights_path
+from fluxsmith.train.export import export_weights
 from fluxsmith.train.identity import check_identity, identity_of, machine_facts
 from fluxsmith.train.metrics import Metrics
+from fluxsmith.train.naming import Naming
 from fluxsmith.train.precision import Precision, peak_bytes
 from fluxsmith.train.setup import Parts
 from fluxsmith.train.stop import StopSwitch
@@ -55,6 +56,7 @@ class Trainer:
         self.update = (FusedUpdate if parts.config.memory.fused_update != "off" else Update)(parts, self.precision)
         facts = {**parts.facts, **machine_facts(parts.world.device)}
         self.identity, self.schedule = identity_of(parts.config, facts)
+        self.naming = Naming(parts.config, parts.plan, parts.total_steps, disk)
         self.step = 0
         self.exact_from: int | None = None
         self.skipped_in_row = 0
@@ -91,7 +93,7 @@ class Trainer:
                         f"stopped by {switch.by or 'another process'} after step {self.step}, the state is saved",
                         where=str(self.run_dir), fix="continue with the same command and --resume",
                     )  # fmt: skip
-        weights = export_weights(self.parts, self.step, self.disk, self.bus, final=True)
+        weights = export_weights(self.parts, self.naming.final, self.step, self.disk, self.bus)
         self.bus.send(RunEnded(self.step, stopped=False, seconds=time.monotonic() - begun, weights=str(weights)))
         return weights
 
@@ -111,8 +113,7 @@ class Trainer:
         due = self._checkpoint_due()
         if (due or stopping or last) and self.parts.world.is_main:
             self._save()
-            if due and not last:
-                export_weights(self.parts, self.step, self.disk, self.bus)
+            self._export(self.naming.paths(self.step))
         if not stopping:
             self.validator.after(self.step, last=last)
             self.sampler.after(self.step, last=last)
@@ -122,9 +123,14 @@ class Trainer:
         last = self.step == self.parts.total_steps
         if self.parts.world.is_main:
             self.states.retire(self.step, self.config.checkpoint.keep)
-        if self._checkpoint_due() and not last and not weights_path(self.config, self.step).exists():
-            export_weights(self.parts, self.step, self.disk, self.bus)
+        self._export([path for path in self.naming.paths(self.step) if not path.exists()])
         self.sampler.after(self.step, last=last, only_missing=True)
+
+    def _export(self, paths: Sequence[Path]) -> None:
+        if self.parts.world.is_main and paths:
+            for path in paths:
+                export_weights(self.parts, path, self.step, self.disk, self.bus)
+            self.naming.retire_weights()
 
     def _checkpoint_due(self) -> bool:
         settings = self.config.checkpoint
@@ -203,6 +209,7 @@ class Trainer:
             self.step, self.metrics.size, self.identity, self.schedule, self.exact_from, self.skipped_in_row, self.precision.state()
         )
         path = self.states.save(state, self.parts.trained.params, self.parts.optimizer, self.parts.ema, keep=self.config.checkpoint.keep)
+        self.naming.publish_state(path, self.step)
         seconds = time.monotonic() - begun
         self.bus.send(CheckpointSaved(self.step, str(path), seconds))
         if seconds > self.config.run.grace_seconds:
@@ -226,6 +233,7 @@ class Trainer:
                 raise ModelFileError("no state of this run is complete", problems=passed_over)
             if self.parts.world.is_main:
                 self.metrics.rewind(0)
+            self.step = self._first_step()
             return
         state = read_state(manifest.path)
         changed = check_identity(state.identity, self.identity, allow_change)
@@ -243,6 +251,17 @@ class Trainer:
                 self.bus.send(Warned(f"{self.metrics.path.name} lacks rows of steps before {self.step}; the weights are not affected"))
             write_config(self.config, self.disk)
         self.bus.send(PhaseStarted("resume", f"resumed from step {self.step}"))
+
+    def _first_step(self) -> int:
+        """Where a run without a state begins: at 0, or where `train.first_step` or `first_epoch` say that its weights come from."""
+        train, plan = self.config.train, self.parts.plan
+        step = train.first_step or -(-(train.first_epoch - 1) * plan.per_epoch // plan.per_step)
+        if step >= self.parts.total_steps:
+            fix = "raise train.steps, or lower it"
+            raise ConfigError(
+                f"the run would begin at step {step} and has {self.parts.total_steps} steps", where=str(self.run_dir), fix=fix
+            )
+        return step
 
     def _trained_count(self) -> int:
         return sum(param.numel() for param in self.parts.trained.params.values())
