@@ -102,7 +102,8 @@ def test_stacked_factors_come_apart_with_their_ranks(fixtures_root: Path) -> Non
 
 OWN = [  # files that our writer of the same format gives back tensor by tensor
     ("kohya", "kohya"), ("kohya_split_qkv", "kohya"), ("diffusers_peft", "peft"), ("ai_toolkit", "ai_toolkit"),
-    ("comfy_bfl_down_up", "comfy"), ("onetrainer_lora_transformer", "onetrainer"), ("bfl_peft_base_model", "bfl_peft"), ("diffsynth", "diffsynth"), ("xlabs", "xlabs"),
+    ("comfy_bfl_down_up", "comfy"), ("onetrainer_lora_transformer", "onetrainer"),
+    ("bfl_peft_base_model", "bfl_peft"), ("diffsynth", "diffsynth"), ("xlabs", "xlabs"),
     ("xlabs_double_only", "xlabs"), ("bfl_control", "bfl_control"), ("kohya_oft", "kohya"), ("peft_dora", "peft"),
     ("lycoris_prefix_diffusers_lokr", "lycoris"), ("ai_toolkit_lokr", "ai_toolkit"),
     *[(f"lycoris_{name}", "kohya") for name in (
