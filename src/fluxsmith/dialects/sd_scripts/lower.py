@@ -110,4 +110,4 @@ def fill(draft: Draft, family: str) -> None:
 def _traced(draft: Draft, problem: Problem) -> Problem:
     """A finding about a native option, with the option of sd-scripts that it comes from."""
     keys = sorted((key for key in draft.origins if key in f"{problem.what} {problem.where}"), key=len, reverse=True)
-    return replace(problem, where=draft.origins[keys[0]] if keys else problem.where)
+    return replace(problem, where=draft.origins[keys[0]] if keys else "")

@@ -11,6 +11,7 @@ from fluxsmith.models.family.flux1 import PRESETS
 DOUBLE, SINGLE = 19, 38  # blocks of FLUX.1
 MOST_SWAPPED = 35
 PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
+CONTROL_BLOCKS = 2  # of the ControlNet that sd-scripts trains
 CACHE_FOLDER = "fluxsmith-cache"
 TOKENIZERS = {"tokenizer": "openai_clip-vit-large-patch14", "tokenizer_2": "google_t5-v1_1-xxl"}
 
@@ -207,7 +208,9 @@ def cache_folder(draft: Draft) -> Path:
 
 def control(draft: Draft) -> None:
     """What flux_train_control_net trains."""
-    entry: dict[str, str | bool] = {"type": "controlnet", "train": True, "layout": "pixels"}
+    entry: dict[str, str | bool | int] = {"type": "controlnet", "train": True, "layout": "pixels"}
+    if depths(draft)[0] < CONTROL_BLOCKS:
+        entry["double_blocks"] = depths(draft)[0]
     start = draft["controlnet_model_name_or_path"]
     if start:
         entry["path"] = start
