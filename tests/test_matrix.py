@@ -5,6 +5,7 @@ What a plug-in cannot do without (a guidance range for distillation) stands in N
 
 import copy
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -111,6 +112,10 @@ def run_values(tiny_run: Make, tiny_pictures: Path, tmp_path: Path) -> Callable[
 
 def required(section: str, name: str, folder: Path) -> dict[str, Any]:
     """Plausible values of options that have no default."""
+    if (section, name) == ("data", "metadata"):  # a file that lists the pictures of the folder with their captions
+        listed = folder.with_name(f"{folder.name}.json")
+        listed.write_text(json.dumps({path.name: {"caption": path.with_suffix(".txt").read_text()} for path in folder.glob("*.png")}))
+        return {"metadata_file": str(listed), "path": str(folder)}
     made: dict[str, Any] = {}
     for key, field in config_class(PLACES[section], name).model_fields.items():
         if field.default is PydanticUndefined and field.default_factory is None:
