@@ -1,5 +1,6 @@
 """Chroma trained and sampled through the same code: LoRA and full fine-tune, true guidance with a negative prompt."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from ran import Go
 
 from fluxsmith.adapters.formats.files import read_adapter
+from fluxsmith.cli.main import run
 from fluxsmith.config.load import load_config
 from fluxsmith.generate.pipeline import Pipeline
 from fluxsmith.generate.request import Request
@@ -62,3 +64,16 @@ def test_its_defaults_are_its_own(tiny_model: Path, tmp_path: Path) -> None:
     config = load_config({**plain, "data": [{"type": "folder", "path": str(tiny_model / "pictures")}]}).config
     assert (config.noise.guidance, config.noise.sampling) == (0.0, "sigmoid")
     assert (config.sample[0].guidance, config.sample[0].cfg) == (0.0, 4.0)
+
+
+def test_generate_recognises_chroma(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The transformer's header tells; guidance and true guidance are Chroma's own."""
+    files, out = tiny_run.chroma_model(tiny_model), tmp_path / "a.png"
+    options = ["--model", files["path"], "--t5xxl", files["t5xxl"], "--ae", files["ae"], "--width", "32", "--height", "32", "--steps", "1"]
+    asked = ["generate", *options, "--prompt", "a red circle", "--out", str(out), "--json"]
+    assert run(asked) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["cfg"], record["guidance"]) == (4.0, 0.0)
+    assert out.is_file()
+    assert run([*asked, "--clip-l", files["t5xxl"]]) == 2
+    assert "which has no CLIP" in capsys.readouterr().err

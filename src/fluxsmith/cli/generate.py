@@ -11,6 +11,7 @@ from fluxsmith.cli.arguments import AsJson
 from fluxsmith.config.load import load_model
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.errors import ConfigError
+from fluxsmith.io.identify import identify
 
 Weighted = tuple[str, float]
 
@@ -20,7 +21,9 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
     *,
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw; several make a grid.")],
     model: Annotated[str, typer.Option("--model", help="Transformer file, folder or hub id; flux-shapes is bundled.")] = "",
-    preset: Annotated[str, typer.Option("--preset", help="dev, schnell, krea, ... (with --model).")] = "dev",
+    preset: Annotated[
+        str, typer.Option("--preset", help="krea, kontext, ... (with --model); dev, schnell and Chroma are recognised.")
+    ] = "",
     clip_l: Annotated[str, typer.Option("--clip-l", help="CLIP-L file.")] = "",
     t5xxl: Annotated[str, typer.Option("--t5xxl", help="T5-XXL file.")] = "",
     ae: Annotated[str, typer.Option("--ae", help="Autoencoder file.")] = "",
@@ -28,7 +31,9 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
     negative: Annotated[str, typer.Option("--negative", "-n", help="What to avoid (with --cfg).")] = "",
     steps: Annotated[int | None, typer.Option("--steps", help="Sampling steps; the model's default.")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Embedded guidance; the model's default.")] = None,
-    cfg: Annotated[float, typer.Option("--cfg", help="True guidance; 1 is off, other values cost twice the time.")] = 1.0,
+    cfg: Annotated[
+        float | None, typer.Option("--cfg", help="True guidance; 1 is off (but for Chroma), others cost twice the time.")
+    ] = None,
     seed: Annotated[list[int] | None, typer.Option("--seed", help="Seed of the noise; several make a grid.")] = None,
     width: Annotated[int | None, typer.Option("--width", help="Pixels, a multiple of 16; that of --image or the model's default.")] = None,
     height: Annotated[int | None, typer.Option("--height", help="Pixels, a multiple of 16.")] = None,
@@ -74,7 +79,21 @@ def _model_section(run: Path | None, model: str, files: dict[str, str]) -> Plugi
         raise ConfigError("no model is given", fix="give a run file, or --model FILE (or --model flux-shapes)")
     if model == "flux-shapes":
         return load_model({"model": {"type": "flux1", "preset": "flux-shapes"}})
-    return load_model({"model": {"type": "flux1", "path": model, **{key: value for key, value in files.items() if value}}})
+    given = {key: value for key, value in files.items() if value}
+    return load_model({"model": {**_member(model, given), "path": model, **given}})
+
+
+def _member(model: str, given: dict[str, str]) -> dict[str, str]:
+    """Family and preset of a transformer file, told by its header; what is no local file is FLUX.1-dev unless --preset says otherwise."""
+    path = Path(model).expanduser()
+    if not path.exists():
+        return {"type": "flux1"}
+    found = identify(path)
+    if found.family == "chroma":
+        if "clip_l" in given:
+            raise ConfigError("--clip-l has no effect", where=model, why="this is Chroma, which has no CLIP", fix="leave it out")
+        return {"type": "chroma"}
+    return {"type": "flux1", "preset": "schnell" if found.variant == "schnell" else "dev"}
 
 
 def _weighted(text: str) -> Weighted:

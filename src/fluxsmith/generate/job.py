@@ -37,6 +37,8 @@ class Job:
         side = int(realise(self.model).sampling_defaults()["side"])
         width, height = picture_size(self.settings.get("width"), self.settings.get("height"), side=side, start=start)
         settings = {**self.settings, "width": width, "height": height, "image": start}
+        if settings.get("cfg") is None:
+            settings["cfg"] = float(realise(self.model).sampling_defaults().get("cfg", 1.0))
         requests = [Request(prompt, seed=seed, **settings) for prompt in self.prompts for seed in self.seeds]
         problems = dict.fromkeys(problem for request in requests for problem in _problems(request))
         if problems:

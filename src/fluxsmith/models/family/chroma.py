@@ -17,6 +17,7 @@ PRESETS = {
         "side": 1024,
         "steps": 26,
         "guidance": 0.0,
+        "cfg": 4.0,
         "defaults": {
             "noise.guidance": 0.0,
             "noise.sampling": "sigmoid",
@@ -55,4 +56,4 @@ class Config(PluginConfig):
     def sampling_defaults(self) -> dict[str, float | str]:
         """Steps, embedded guidance, shift and side of a picture (pixels)."""
         preset = PRESETS[self.preset]
-        return {key: preset[key] for key in ("steps", "guidance", "shift", "side")}  # type: ignore[misc]  # the table's other values are no defaults
+        return {key: preset[key] for key in ("steps", "guidance", "cfg", "shift", "side")}  # type: ignore[misc]  # the table's other values are no defaults
