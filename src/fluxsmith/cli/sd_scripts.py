@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from fluxsmith.dialects.base import Report
 from fluxsmith.dialects.sd_scripts import show
+from fluxsmith.dialects.sd_scripts.drawing import changed
+from fluxsmith.dialects.sd_scripts.drawing import drawing as read_drawing
 from fluxsmith.dialects.sd_scripts.lower import lower_draft
 from fluxsmith.dialects.sd_scripts.options import read_options, written_config
 from fluxsmith.dialects.sd_scripts.scripts import Script, split_command
@@ -85,4 +87,26 @@ def fresh(folder: Path) -> Path:
     return chosen
 
 
-RUNNERS = {"train": _train}
+def _draw(script: Script, draft: "Draft") -> None:
+    drawing = read_drawing(draft)
+    for line in drawing.notes:
+        print(line, file=sys.stderr)
+    from fluxsmith.dialects.sd_scripts.draw import Artist, lines_until_empty
+
+    artist = Artist(drawing)
+    if not drawing.is_interactive:
+        _show(*artist.draw(drawing))
+        return
+    print("a prompt with --w --h --s --d --g --m --n --c; an empty line ends", file=sys.stderr)
+    for line in lines_until_empty(sys.stdin):
+        try:
+            _show(*artist.draw(changed(drawing, line)))
+        except ConfigError as error:  # the next line may be better
+            print(*error.lines(), sep="\n", file=sys.stderr)
+
+
+def _show(path: Path, seed: int) -> None:
+    print(f"{path}  seed {seed}", flush=True)
+
+
+RUNNERS = {"train": _train, "draw": _draw}

@@ -21,13 +21,17 @@ def is_chroma(draft: Draft) -> bool:
     return draft["model_type"] == "chroma"
 
 
-def transformer(draft: Draft) -> Identity | None:
-    """What the transformer's file is; None where it cannot be read here (the run itself will say why)."""
-    path = draft["pretrained_model_name_or_path"]
+def identity_of(path: str | None) -> Identity | None:
+    """What a weights file is; None where it cannot be read here (the run itself will say why)."""
     try:
         return identify(path) if path and Path(path).is_file() else None
     except ModelFileError:
         return None
+
+
+def transformer(draft: Draft) -> Identity | None:
+    """What the file of the transformer is."""
+    return identity_of(draft["pretrained_model_name_or_path"])
 
 
 def depths(draft: Draft) -> tuple[int, int]:
