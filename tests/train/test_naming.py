@@ -1,5 +1,6 @@
 """sd-scripts' file names, windows and state folders, and resuming from a state that lies anywhere."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,16 @@ def test_metadata_of_the_users_choice(go: Go, tmp_path: Path) -> None:
     assert metadata["modelspec.thumbnail"] == "data:image/png;base64,iVBORw=="
     assert metadata["modelspec.timestep_range"] == "100,1000"
     assert metadata["ss_training_comment"] == "first try"
+
+
+@pytest.mark.ledger("KS-43")
+def test_pictures_have_sd_scripts_names(go: Go, tmp_path: Path) -> None:
+    """Before training, at steps, after epochs; not after the last step unless it is due."""
+    sample = {"prompt": "a red circle", "width": 32, "height": 32, "steps": 1, "seed": 7, "last": False}
+    out = tmp_path / "out"
+    changes = {**FOREIGN, "checkpoint.weights_dir": str(out), "train.steps": 14}
+    ran = go({**changes, "sample": [{**sample, "every": 10}, {**sample, "every_epochs": 1, "first": False}]})
+    assert ran.warnings == ""
+    names = sorted(re.sub(r"\d{14}", "TIME", path.name) for path in (out / "sample").iterdir())
+    assert names == ["w_000000_00_TIME_7.png", "w_000010_00_TIME_7.png", "w_e000001_01_TIME_7.png"]
+    assert not (ran.folder / "samples").exists()

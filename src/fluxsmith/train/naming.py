@@ -7,6 +7,7 @@ step, states in NAME-...-state; the windows of epochs and steps remove everythin
 import os
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,6 +102,20 @@ def _own(folder: Path, name: str) -> list[Path]:
 def run_name(config: RunConfig) -> str:
     """Name of the weights files."""
     return config.run.name or config.run.dir.name
+
+
+def sample_path(config: RunConfig, moment: str, index: int, seed: int) -> Path:
+    """A picture's place as sd-scripts names it: `sample/NAME_000500_00_20261121093000_42.png`, `NAME_e000002_...` after an epoch.
+
+    A picture of the same moment that is there already keeps its name.
+    """
+    folder = (config.checkpoint.weights_dir or config.run.dir) / "sample"
+    first, last = f"{run_name(config)}_{moment}_{index:02d}_", f"_{seed}.png"
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name.startswith(first) and path.name.endswith(last) and len(path.name) == len(first) + 14 + len(last):
+                return path
+    return folder / f"{first}{time.strftime('%Y%m%d%H%M%S')}{last}"
 
 
 def link_folder(source: Path, target: Path, disk: Disk) -> None:

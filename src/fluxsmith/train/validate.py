@@ -20,6 +20,7 @@ from fluxsmith.io.images import read_image, write_png
 from fluxsmith.io.metadata import png_text
 from fluxsmith.models.assembly import TextStates
 from fluxsmith.randomness import generator
+from fluxsmith.train.naming import sample_path
 from fluxsmith.train.noise import Draws, draw_guidance
 from fluxsmith.train.objectives.flow import Flow, batch_latents, batch_text
 from fluxsmith.train.setup import Parts
@@ -62,7 +63,12 @@ class Sampler:
         self._draw(due, step)
 
     def _path(self, index: int, seed: int, step: int) -> Path:
-        return self.parts.config.run.dir / "samples" / f"step-{step:06d}_p{index:02d}_s{seed}.png"
+        """Where a picture goes; one that was drawn already is found again under the name it has."""
+        config, plan = self.parts.config, self.parts.plan
+        if config.checkpoint.naming == "fluxsmith":
+            return config.run.dir / "samples" / f"step-{step:06d}_p{index:02d}_s{seed}.png"
+        by_epoch = plan.is_epoch_due(step, config.sample[index].every_epochs)
+        return sample_path(config, f"e{plan.epochs_done(step):06d}" if by_epoch else f"{step:06d}", index, seed)
 
     def _draw(self, due: list[tuple[int, SampleConfig]], step: int) -> None:
         if not due:
