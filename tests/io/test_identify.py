@@ -91,6 +91,21 @@ TINY = {
     "flux-dev-lora-tiny/lycoris_diag_oft": ("lora", "diag-oft", "kohya"),
     "flux-dev-lora-tiny/lycoris_full_diff": ("lora", "full", "kohya"),
     "flux-dev-lora-tiny/peft_dora": ("lora", "dora", "peft"),
+    "flux-dev-lora-tiny/kohya_split_qkv": ("lora", "lora", "kohya"),
+    "flux-dev-lora-tiny/diffusers_peft_alpha_metadata": ("lora", "lora", "peft"),
+    "flux-dev-lora-tiny/ai_toolkit": ("lora", "lora", "peft"),
+    "flux-dev-lora-tiny/comfy_bfl_down_up": ("lora", "lora", "comfy_bfl"),
+    "flux-dev-lora-tiny/xlabs_double_only": ("lora", "lora", "xlabs"),
+    "flux-dev-lora-tiny/xlabs_as_kohya": ("lora", "lora", "kohya"),
+    "flux-dev-lora-tiny/lycoris_lokr": ("lora", "lokr", "kohya"),
+    "flux-dev-lora-tiny/lycoris_lokr_full": ("lora", "lokr", "kohya"),
+    "flux-dev-lora-tiny/lycoris_lokr_both": ("lora", "lokr", "kohya"),
+    "flux-dev-lora-tiny/lycoris_dora_in": ("lora", "dora", "kohya"),
+    "flux-dev-lora-tiny/lycoris_dokr": ("lora", "dora", "kohya"),
+    "flux-dev-lora-tiny/lycoris_ia3_input": ("lora", "ia3", "kohya"),
+    "flux-dev-lora-tiny/lycoris_diag_oft_constraint_rescale": ("lora", "diag-oft", "kohya"),
+    "diffsynth-lora-tiny/raw": ("lora", "lora", "diffsynth"),
+    "diffsynth-lora-tiny/aligned": ("lora", "lora", "kohya"),
 }
 
 
@@ -314,3 +329,10 @@ def test_lora_of_another_model(tmp_path: Path) -> None:
 
 def test_empty_file(tmp_path: Path) -> None:
     assert identify(header_only(tmp_path / "m.safetensors", {})).describe() == "no model that fluxsmith knows (it holds no tensor)"
+
+
+def test_every_adapter_file_of_the_fixtures_is_in_the_table(fixtures_root: Path) -> None:
+    folders = ("flux-dev-lora-tiny", "text-encoder-lora-tiny", "diffsynth-lora-tiny")
+    files = {f"{folder}/{path.stem}" for folder in folders for path in (fixtures_root / folder).glob("*.safetensors")}
+    tensors = {f"{folder}/{name}" for folder in folders for name in ("inputs", "expected")}
+    assert files - tensors == {name for name in PUBLISHED if name.split("/")[0] in folders}

@@ -9,6 +9,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fluxsmith.adapters import dora
 from fluxsmith.adapters.formats.files import write_adapter
 from fluxsmith.adapters.formats.state import AdapterState, LayerState, lora_part
 from fluxsmith.adapters.lora import Config
@@ -71,6 +72,11 @@ CASES = {  # diffusers' converter of sd-scripts' names knows one width of linear
     "peft of SimpleTuner's set": ("peft", {"targets": "ai-toolkit"}),
     "peft of everything": ("peft", {"targets": ("all", "inputs", "final_layer")}),
     "peft rslora": ("peft", {"rslora": True}),
+    "peft dora": ("peft", {"dora": True}),
+    "peft dora split, held norms": ("peft", {"dora": True, "split_qkv": True, "hold_norm": True}),
+    "comfy": ("comfy", {"exclude": ("linear1",)}),
+    "ai_toolkit": ("ai_toolkit", {}),
+    "xlabs": ("xlabs", {"targets": r"_attn\.(qkv|proj)|linear2"}),
 }
 
 
@@ -79,13 +85,15 @@ CASES = {  # diffusers' converter of sd-scripts' names knows one width of linear
 @pytest.mark.parametrize("case", CASES)
 def test_diffusers_gives_our_output(case: str, base: FluxDiT, inputs: Tokens, tmp_path: Path) -> None:
     form, options = CASES[case]
+    options = dict(options)
+    kind = dora.Config if options.pop("dora", False) else Config
     dit, model = copy.deepcopy(base), transformer_of(base)
     plain = dit(inputs)
     assert (run(model, inputs) - plain).abs().max() < 1e-4
-    adapters = Config(rank=3, alpha=2, **options).build({"dit": dit})
+    adapters = kind(rank=3, alpha=2, **options).build({"dit": dit})
     torch.manual_seed(1)
     for param in adapters.params.values():
-        param.normal_(std=0.2)
+        param.add_(torch.randn(param.shape) * 0.2)
     ours = dit.eval()(inputs)
     found = write_adapter(tmp_path / "a.safetensors", adapters.state(), format=form, dtype=torch.float32)  # type: ignore[arg-type]
     assert "diffusers" in found.loads_in
