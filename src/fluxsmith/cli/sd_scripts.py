@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fluxsmith.dialects.base import Report
 from fluxsmith.dialects.sd_scripts import show
+from fluxsmith.dialects.sd_scripts.cache_tool import cache_request
 from fluxsmith.dialects.sd_scripts.drawing import changed
 from fluxsmith.dialects.sd_scripts.drawing import drawing as read_drawing
 from fluxsmith.dialects.sd_scripts.lower import lower_draft
@@ -109,4 +110,20 @@ def _show(path: Path, seed: int) -> None:
     print(f"{path}  seed {seed}", flush=True)
 
 
-RUNNERS = {"train": _train, "draw": _draw}
+def _cache(script: Script, draft: "Draft") -> None:
+    request = cache_request(draft)
+    for line in request.notes:
+        print(line, file=sys.stderr)
+    from fluxsmith.dialects.sd_scripts.fill_caches import fill_caches
+    from fluxsmith.events import Bus
+    from fluxsmith.train.sinks.progress import ProgressSink
+
+    progress = ProgressSink()
+    try:
+        count = fill_caches(request, Bus(progress))
+    finally:
+        progress.close()
+    print(f"{request.kind} of {count} pictures are in {request.config.cache.dir}")
+
+
+RUNNERS = {"train": _train, "draw": _draw, "cache": _cache}

@@ -37,7 +37,7 @@ def overview() -> str:
 
 def is_ready(script: Script) -> bool:
     """Is there something that does what the script does?"""
-    return script.kind in ("train", "draw")
+    return script.kind in ("train", "draw", "cache")
 
 
 def script_help(script: Script) -> str:
