@@ -99,7 +99,7 @@ def test_metadata_of_the_users_choice(go: Go, tmp_path: Path) -> None:
     picture = tmp_path / "thumb.png"
     picture.write_bytes(b"\x89PNG")
     extra = {"description": "a cat", "tags": "cat, pet", "thumbnail": str(picture), "preprocessor": "none"}
-    changes = {"checkpoint.modelspec": extra, "checkpoint.comment": "first try", "noise.min_sigma": 0.1}
+    changes = {"checkpoint.ss": {"network_args": '{"a": "b"}'}, "checkpoint.modelspec": extra, "checkpoint.comment": "first try", "noise.min_sigma": 0.1}
     ran = go({**FOREIGN, **changes})
     metadata = read_header(ran.folder / "weights" / "w.safetensors").metadata
     assert metadata["modelspec.description"] == "a cat"
@@ -107,6 +107,7 @@ def test_metadata_of_the_users_choice(go: Go, tmp_path: Path) -> None:
     assert metadata["modelspec.thumbnail"] == "data:image/png;base64,iVBORw=="
     assert metadata["modelspec.timestep_range"] == "100,1000"
     assert metadata["ss_training_comment"] == "first try"
+    assert metadata["ss_network_args"] == '{"a": "b"}'
 
 
 @pytest.mark.ledger("KS-43")

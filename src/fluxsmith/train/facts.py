@@ -19,6 +19,7 @@ def training_facts(parts: Parts, step: int, name: str) -> TrainingFacts:
     """The ss_* block of this step's file. The session id follows from run, data and seed, so a resumed run keeps it."""
     config, train = parts.config, parts.config.train
     adapter = config.adapter.model_dump() if config.adapter is not None else {}
+    chosen = config.adapter.model_dump(mode="json", exclude_defaults=True) if config.adapter is not None else {}
     optim = config.optim.model_dump(mode="json")
     session = hashlib.sha256(f"{config.run.dir.name}|{parts.data.digest}|{train.seed}".encode()).hexdigest()
     return TrainingFacts(
@@ -27,7 +28,7 @@ def training_facts(parts: Parts, step: int, name: str) -> TrainingFacts:
         session_id=str(int(session[:8], 16)),
         started_at=parts.started_at,
         finished_at=time.time(),
-        adapter_args={key: value for key, value in adapter.items() if key not in ("type", "rank", "alpha", "init_from") and value},
+        adapter_args={key: value for key, value in chosen.items() if key not in ("type", "rank", "alpha", "init_from")},
         rank=adapter.get("rank", "Dynamic"),
         alpha=adapter.get("alpha") or adapter.get("rank", "Dynamic"),
         dropout=adapter.get("dropout") or None,
@@ -116,6 +117,7 @@ def _options(parts: Parts) -> dict[str, Any]:
         "validate_every_n_epochs": validation.every_epochs or None,
         **loss_options(plain["objective"]),
         **caption_options(parts.data.sets),
+        **parts.config.checkpoint.ss,
     }
 
 
