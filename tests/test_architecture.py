@@ -40,6 +40,8 @@ DOORS: dict[str, set[str]] = {
     "torchvision": set(),
     "tensorboard": {"train/sinks/tensorboard.py"},
     "wandb": {"train/sinks/wandb.py"},
+    "prodigyopt": set(),
+    "lion_pytorch": set(),
     "bitsandbytes": {"optim/bnb.py", "quant/nf4.py", "quant/int8.py"},
     "torchao": {"quant/fp8.py", "quant/int8.py", "quant/int4.py", "memory/checkpoint.py"},
     "huggingface_hub": {"io/sources.py", "io/hub.py", "train/sinks/hub.py", "data/sources/hub.py"},
@@ -51,8 +53,6 @@ FUNCTION_IMPORTS = {  # optional-dependency doors
     "train/sinks/hub.py",
     "io/sources.py",
     "io/hub.py",
-    "optim/bnb.py",
-    "optim/imported.py",
 }
 FORBIDDEN_WORDS = ("utils", "common", "misc", "manager", "process", "network", "unet")
 ENVIRONMENT = {"io/sources.py"}

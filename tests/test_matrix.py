@@ -75,11 +75,18 @@ FORMATS_OF = {  # formats that hold a whole adapter of a kind; the others must r
     "oft": {"kohya"},
 }
 
+GIVEN: dict[tuple[str, str], dict[str, Any]] = {("optim", "imported"): {"path": "torch.optim.AdamW"}}
+QUICKER: dict[tuple[str, str], dict[str, Any]] = {  # they find their rate, or begin late: three steps shall be seen in bf16
+    ("prodigy", ""): {"d0": 1.0},
+    **{("dadapt", name): {"d0": 1.0} for name in ("adam", "adagrad", "lion", "sgd", "adan", "adan_ip", "adam_preprint")},
+    ("schedulefree", "radam"): {"silent_sgd_phase": False},
+}
+
 
 def variants(section: str, name: str) -> list[dict[str, Any]]:
     """The plug-in with its defaults, and once for each other value of its `name` or `preset`."""
     fields = config_class(PLACES[section], name).model_fields
-    made = [{"type": name}]
+    made: list[dict[str, Any]] = [{"type": name, **GIVEN.get((section, name), {})}]
     for key in ("name", "preset"):
         choice = fields[key].annotation if key in fields else None
         if get_origin(choice) is Literal:
@@ -317,8 +324,11 @@ def steps(params: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, fir
 
 def built(values: dict[str, Any], params: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     """With a rate that bf16 can show in three steps: the optimizers of torch lose smaller ones, which is what adamw_bf16 is for."""
-    config = realise(config_class(PLACES["optim"], values["type"]).model_validate({**values, "lr": 0.5}))
-    groups = (Group("a", (params["linear.weight"],)), Group("b", (params["linear.bias"], params["conv.weight"]), lr_factor=2.0))
+    key = (values["type"], values.get("name", ""))
+    quicker = {"options": QUICKER[key]} if key in QUICKER else {}
+    config = realise(config_class(PLACES["optim"], values["type"]).model_validate({**values, "lr": 0.5, **quicker}))
+    factor = 1.0 if config.has_one_rate() else 2.0
+    groups = (Group("a", (params["linear.weight"],)), Group("b", (params["linear.bias"], params["conv.weight"]), lr_factor=factor))
     return config.build(groups)
 
 
@@ -328,7 +338,8 @@ class TestOptimizers:
     def test_steps_move_the_weights(self, values: dict[str, Any], dtype: torch.dtype) -> None:
         params, start = weights(dtype), weights(dtype)
         optimizer = built(values, params)
-        assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {"a": 0.5, "b": 1.0}
+        has_one_rate = values["type"] == "dadapt"
+        assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {"a": 0.5, "b": 0.5 if has_one_rate else 1.0}
         steps(params, optimizer, 0, 3)
         for name, param in params.items():
             assert bool(param.isfinite().all()), name

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from fluxsmith.errors import ConfigError
 from fluxsmith.optim.groups import Group, as_torch_groups
-from fluxsmith.optim.torch import CLASSES, Config
+from fluxsmith.optim.packages import accepted
+from fluxsmith.optim.torch import CLASSES, OPTIONS, Config
 
 
 def trained(optimizer_of: object, steps: int = 5) -> torch.Tensor:
@@ -37,8 +39,20 @@ def test_options_reach_the_class() -> None:
 
 
 def test_an_unknown_option_is_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"adamw has no argument beta.*betas"):
-        Config(type="torch", name="adamw", options={"beta": 0.9}).build([Group("all", (nn.Parameter(torch.ones(1)),))])
+    with pytest.raises(ValidationError, match="adamw has no option beta: write betas"):
+        Config(type="torch", name="adamw", options={"beta": 0.9})
+    with pytest.raises(ValidationError, match="sgd has no option xyz: it has momentum, dampening"):
+        Config(type="torch", name="sgd", options={"xyz": 1})
+
+
+def test_a_value_that_the_class_refuses() -> None:
+    with pytest.raises(ConfigError, match=r"betas|beta"):
+        Config(type="torch", name="adamw", options={"betas": (2.0, 0.9)}).build([Group("all", (nn.Parameter(torch.ones(1)),))])
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_the_listed_options_are_those_of_the_class(name: str) -> None:
+    assert set(OPTIONS[name]) == set(accepted(getattr(torch.optim, CLASSES[name])) or ())
 
 
 def test_groups_keep_name_rate_and_decay() -> None:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from fluxsmith.config import choice, positions
+from fluxsmith.config.foreign import CONTEXT_KEY as CLASSES_KEY
+from fluxsmith.config.foreign import is_class_path
 from fluxsmith.config.nearby import find_nearby
 from fluxsmith.config.problems import problems_from
 from fluxsmith.config.rules import findings
@@ -55,8 +57,12 @@ class _Source(NamedTuple):
 def load_config(
     source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, plugin_files: Sequence[str | Path] = ()
 ) -> LoadedConfig:
-    """Reads, merges and checks; raises one ConfigError that holds every problem."""
-    files = tuple(Path(file) for file in plugin_files)
+    """Reads, merges and checks; raises one ConfigError that holds every problem.
+
+    `plugin_files` are paths of .py files with a `Config`, or `package.module.Class` that the run may import.
+    """
+    classes = tuple(str(plugin) for plugin in plugin_files if is_class_path(str(plugin)))
+    files = tuple(Path(file) for file in plugin_files if str(file) not in classes)
     read = _read(source)
     tree = copy.deepcopy(read.tree)
     notes = _migrate(tree, read)
@@ -82,7 +88,7 @@ def load_config(
         return read.place(path) if _given(read.tree, path) else "default"
 
     try:
-        config = RunConfig.model_validate(tree, context={choice.CONTEXT_KEY: files})
+        config = RunConfig.model_validate(tree, context={choice.CONTEXT_KEY: files, CLASSES_KEY: classes})
     except ValidationError as error:
         problems += problems_from(error.errors(), tree, locate, files)
         raise _refusal(read.name, problems) from None

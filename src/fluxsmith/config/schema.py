@@ -37,7 +37,7 @@ class ScheduleConfig(Section):
     warmup_from: Literal["first", "zero"] = "first"
     """Rate of the first warm-up step: that of the first rung, so that no step is lost, or zero, as in transformers."""
     decay: NonNegativeFloat = 0
-    """Steps of decay at the end (warmup_stable_decay), a tenth of the run by default; below 1, or with a percent sign, a share of the run."""
+    """Steps of decay at the end (warmup_stable_decay), a tenth of the run by default; below 1, or with a percent sign, a share."""
     decay_shape: Literal["linear", "cosine", "1-sqrt"] = "linear"
     """How warmup_stable_decay decays."""
     cycles: PositiveFloat = 1
@@ -138,6 +138,10 @@ class TrainConfig(Section):
     """Optimizer steps; give this or `epochs`."""
     epochs: PositiveInt | None = None
     """Passes over the data."""
+    first_step: NonNegativeInt = 0
+    """Begin after this many steps, as if they had been done: for weights that were trained that far elsewhere. A state knows its own."""
+    first_epoch: PositiveInt = 1
+    """Begin with this epoch, in the same sense."""
     seed: NonNegativeInt = 0
     """Seed of every draw."""
     accumulation: PositiveInt = 1
@@ -274,6 +278,8 @@ class CheckpointConfig(Section):
     """Further modelspec entries: description, tags, usage_hint, thumbnail (a file becomes a data URL), merged_from, preprocessor, ..."""
     comment: str = ""
     """ss_training_comment: free text."""
+    ss: dict[str, str] = {}
+    """Further ss_ entries by their names without `ss_`; they replace those that a run writes by itself."""
 
 
 class RunSection(Section):

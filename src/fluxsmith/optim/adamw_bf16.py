@@ -1,7 +1,6 @@
 """AdamW for 16-bit weights: the update is made in fp32 and rounded stochastically, so small steps are not lost.
 
-Decoupled weight decay (Loshchilov & Hutter 2019); stochastic rounding as in Zamirai et al. 2020: the low 16 bits of the
-fp32 result become the chance of rounding up, so the expected weight is the exact one. Moments are kept in the weights' type.
+Decoupled weight decay (Loshchilov & Hutter 2019), stochastic rounding (`rounding.py`). Moments are kept in the weights' type.
 """
 
 import math
@@ -12,21 +11,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fluxsmith.config.section import PluginConfig
+from fluxsmith.config.optimizer import OptimizerConfig
 from fluxsmith.optim.groups import Group, as_torch_groups
+from fluxsmith.optim.rounding import copy_stochastic_
 
 
-class Config(PluginConfig):
+class Config(OptimizerConfig):
     """AdamW with stochastic rounding for bf16 weights (plain AdamW for fp32 ones)."""
 
-    lr: float = Field(1e-4, gt=0)
-    """Learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the two moments."""
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay."""
 
     def build(self, groups: Iterable[Group]) -> torch.optim.Optimizer:
         """The optimizer over the groups."""
@@ -67,13 +63,3 @@ class AdamWBF16(torch.optim.Optimizer):
         weight.addcdiv_(first, denominator, value=-group["lr"] / (1 - beta1**step))
         for target, value in ((param, weight), (state["exp_avg"], first), (state["exp_avg_sq"], second)):
             copy_stochastic_(target, value)
-
-
-def copy_stochastic_(target: Tensor, source: Tensor) -> None:
-    """target <- source (fp32); to bf16 with stochastic rounding, to other types as usual."""
-    if target.dtype != torch.bfloat16:
-        target.copy_(source)
-        return
-    noise = torch.randint(0, 1 << 16, source.shape, dtype=torch.int32, device=source.device)
-    bits = source.contiguous().view(torch.int32) + noise
-    target.copy_((bits & ~0xFFFF).view(torch.float32))

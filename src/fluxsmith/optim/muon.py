@@ -8,25 +8,25 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from fluxsmith.config.section import PluginConfig
+from fluxsmith.config.optimizer import OptimizerConfig
 from fluxsmith.optim.groups import Group, as_torch_groups
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic of the reference
 
 
-class Config(PluginConfig):
+class Config(OptimizerConfig):
     """Muon on kernels and matrices, AdamW on biases, norms and embeddings of one axis."""
 
-    lr: float = Field(3e-3, gt=0)
+    lr: PositiveFloat = 3e-3
     """Learning rate of both parts."""
     momentum: float = Field(0.95, ge=0, lt=1)
     """Nesterov momentum."""
     newton_schulz_steps: PositiveInt = 5
     """Iterations of the orthogonalisation."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Moments of the AdamW part."""

@@ -1,45 +1,52 @@
-"""Optimizers of torch by name: `optim = { type = "torch", name = "adamw", lr = 1e-4, options = { betas = [0.9, 0.99] } }`."""
+"""Optimizers of torch by name: `optim = { type = "torch", name = "adamw", lr = 1e-4, options = { betas = [0.9, 0.99] } }`.
 
-import inspect
+Nesterov SGD is `name = "sgd", options = { momentum = 0.9, nesterov = true }`. Rprop has step sizes of its own: no schedule reaches it.
+"""
+
 from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from pydantic import Field
 
-from fluxsmith.config.section import PluginConfig
-from fluxsmith.errors import ConfigError
-from fluxsmith.optim.groups import Group, as_torch_groups
+from fluxsmith.config.optimizer import OptionsConfig
+from fluxsmith.optim.groups import Group
+from fluxsmith.optim.packages import construct, takes
 
 CLASSES = {
     "adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "radam": "RAdam", "nadam": "NAdam", "rmsprop": "RMSprop", "adagrad": "Adagrad",
     "adadelta": "Adadelta", "adamax": "Adamax", "adafactor": "Adafactor", "asgd": "ASGD", "rprop": "Rprop",
 }  # fmt: skip
+SWITCHES = ("maximize", "foreach", "capturable", "differentiable")
+OPTIONS = {
+    "adamw": ("betas", "eps", "amsgrad", "fused", *SWITCHES),
+    "adam": ("betas", "eps", "amsgrad", "fused", "decoupled_weight_decay", *SWITCHES),
+    "sgd": ("momentum", "dampening", "nesterov", "fused", "maximize", "foreach", "differentiable"),
+    "radam": ("betas", "eps", "decoupled_weight_decay", *SWITCHES),
+    "nadam": ("betas", "eps", "momentum_decay", "decoupled_weight_decay", *SWITCHES),
+    "rmsprop": ("alpha", "eps", "momentum", "centered", *SWITCHES),
+    "adagrad": ("lr_decay", "initial_accumulator_value", "eps", "fused", "maximize", "foreach", "differentiable"),
+    "adadelta": ("rho", "eps", *SWITCHES),
+    "adamax": ("betas", "eps", *SWITCHES),
+    "adafactor": ("beta2_decay", "eps", "d", "foreach", "maximize"),
+    "asgd": ("lambd", "alpha", "t0", *SWITCHES),
+    "rprop": ("etas", "step_sizes", *SWITCHES),
+}
 
 
-class Config(PluginConfig):
+class Config(OptionsConfig):
     """Any optimizer class of torch."""
 
     name: Literal["adamw", "adam", "sgd", "radam", "nadam", "rmsprop", "adagrad", "adadelta", "adamax", "adafactor", "asgd", "rprop"] = (
         "adamw"
     )
     """The optimizer."""
-    lr: float = Field(1e-4, gt=0)
-    """Learning rate."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay (adamw), L2 penalty (others)."""
-    options: dict[str, bool | int | float | str | tuple[float, float] | None] = {}
-    """Further arguments of the class, for example `betas`, `eps`, `momentum`, `nesterov`."""
+
+    def option_names(self) -> tuple[str, ...]:
+        """As OptionsConfig.option_names."""
+        return OPTIONS[self.name]
 
     def build(self, groups: Iterable[Group]) -> torch.optim.Optimizer:
-        """The optimizer over the groups; raises ConfigError for an argument that the class does not have."""
+        """The optimizer over the groups; raises ConfigError for values that the class refuses."""
         kind = getattr(torch.optim, CLASSES[self.name])
-        known = inspect.signature(kind).parameters
-        unknown = sorted(set(self.options) - set(known))
-        if unknown:
-            names = ", ".join(name for name in known if name not in ("self", "params"))
-            raise ConfigError(f"optim.options: {self.name} has no argument {', '.join(unknown)}", fix=f"use one of {names}")
-        options = dict(self.options)
-        if "weight_decay" in known:
-            options.setdefault("weight_decay", self.weight_decay)
-        return kind(as_torch_groups(groups, self.lr), lr=self.lr, **options)
+        decay = {"weight_decay": self.weight_decay} if takes(kind, "weight_decay") else {}
+        return construct(kind, groups, self.lr, {**decay, **self.arguments()}, label=self.name)

@@ -22,10 +22,9 @@ def split_optimizer(params: Mapping[str, nn.Parameter], optimizer: torch.optim.O
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for full, value in _entries(params, optimizer):
-        if isinstance(value, Tensor) and not _is_remote_scalar(value):
-            tensors[full] = value.detach()
-        else:
-            numbers[full] = _encode(full, value, tensors)
+        encoded = _encode(full, value, tensors)
+        if encoded != {"tensor": full}:
+            numbers[full] = encoded
     return tensors, numbers
 
 
@@ -47,8 +46,12 @@ def _is_default(value: Any, defaults: Mapping[str, Any], key: str) -> bool:
     return value is defaults[key] or bool(value == defaults[key])
 
 
-def _is_remote_scalar(value: Tensor) -> bool:
-    return value.dim() == 0 and value.device.type != "cpu"
+def _layout(value: Tensor) -> dict[str, Any]:
+    """What a file does not tell about a tensor: a scalar's place, and the strides, on which the bits of a product depend."""
+    if value.dim() == 0 and value.device.type != "cpu":
+        return {"scalar": "device"}
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return {} if value.is_contiguous() or extent != value.numel() else {"strides": list(value.stride())}
 
 
 def _encode(full: str, value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -57,7 +60,7 @@ def _encode(full: str, value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     if isinstance(value, Tensor):
         tensors[full] = value.detach()
-        return {"tensor": full, **({"scalar": "device"} if _is_remote_scalar(value) else {})}
+        return {"tensor": full, **_layout(value)}
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_encode(f"{full}{DIVIDER}{index}", part, tensors) for index, part in enumerate(value)]}
@@ -115,6 +118,8 @@ def _decode(value: Any, tensors: Mapping[str, Tensor], device: torch.device) -> 
         return value
     if "tensor" in value:
         found = tensors[value["tensor"]]
+        if "strides" in value:
+            return torch.empty_strided(found.shape, value["strides"], dtype=found.dtype, device=device).copy_(found)
         return found.to(device) if "scalar" in value else _decode(found, tensors, device)
     if "dict" in value:
         return {key: _decode(part, tensors, device) for key, part in value["dict"].items()}

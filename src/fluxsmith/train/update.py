@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fluxsmith.config.choice import realise
 from fluxsmith.config.schema import RunConfig
 from fluxsmith.errors import ConfigError
-from fluxsmith.optim.schedules import factor
+from fluxsmith.optim.schedules import Rates
 from fluxsmith.train.precision import Precision
 from fluxsmith.train.setup import Parts
 
@@ -31,15 +31,15 @@ class Update:
         self.parts = parts
         self.precision = precision
         self.optimizer = parts.optimizer
-        self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
+        base = [group["lr"] for group in self.optimizer.param_groups]
+        self.rates = Rates(parts.config.schedule, parts.total_steps, base)
 
     def begin(self, step: int) -> None:
         """Forget gradients and set the learning rates of `step`; an optimizer that finds its own rate (None) keeps it."""
         self.parts.trained.zero_grad()
-        scale = factor(self.parts.config.schedule, step, self.parts.total_steps)
-        for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
-            if base is not None:
-                group["lr"] = base * scale
+        for group, rate in zip(self.optimizer.param_groups, self.rates.at(step), strict=True):
+            if rate is not None:
+                group["lr"] = rate
 
     def ready(self) -> float:
         """Gradients are complete: average them over processes, clip; returns the norm before clipping."""
@@ -57,9 +57,10 @@ class Update:
         return adapters.after_step() if adapters is not None else {}
 
     def rate(self) -> float:
-        """The learning rate in use, of the first group; for Prodigy and D-Adaptation the one they found."""
+        """The learning rate in use, of the first group; the found one of optimizers that find it (`rate`, or `d` times the factor)."""
         group = self.optimizer.param_groups[0]
-        return float(group["lr"] or 0.0) * float(group.get("d", 1.0))
+        rate = group.get("rate") if group["lr"] is None else group["lr"]
+        return float(rate or 0.0) * float(group.get("d", 1.0))
 
 
 class FusedUpdate(Update):
