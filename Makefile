@@ -43,4 +43,5 @@ test-gpu: setup
 
 docs: setup
 	$(RUN) -m fluxsmith.config.dump docs/reference
+	$(RUN) -m fluxsmith.dialects.sd_scripts.show docs/reference
 	$(RUN) -m pytest -q tests/docs/test_cli_reference.py --update-golden

@@ -17,6 +17,8 @@ from doc_blocks import ROOT, Block, Command, blocks, documents, links
 
 from fluxsmith.cli import main as cli
 from fluxsmith.config.load import load_config
+from fluxsmith.dialects.sd_scripts.options import read_options
+from fluxsmith.dialects.sd_scripts.scripts import split_command
 
 BLOCKS = [block for path in documents() for block in blocks(path)]
 LANGUAGES = {"console", "sh", "toml", "python", ""}
@@ -112,6 +114,10 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
     """Parameters of a verb, by the parser that runs it. Raises for unknown verbs and options."""
     verb, rest = cli._find(arguments)
     assert verb is not None, arguments
+    if verb.raw:  # arguments of another trainer: its table of options knows them
+        script, options, _ = split_command(rest[1:] if verb.name == "translate" else rest)
+        read_options(script, [word for word in options if word != "--help"])
+        return {}
     module = importlib.import_module(verb.module)
     if verb.member:
         command = typer.main.get_command(module.app).commands[verb.member]  # type: ignore[attr-defined]

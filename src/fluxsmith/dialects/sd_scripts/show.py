@@ -11,6 +11,28 @@ from fluxsmith.dialects.base import Row, read_rows
 from fluxsmith.dialects.sd_scripts.scripts import OPTIONS, SCRIPTS, Script, option_rows
 
 PAGE = "sd-scripts-options.md"
+PLACES = {  # where the functions of lower_*.py put what they read
+    **dict.fromkeys(("model", "tokenizers"), "`model`"),
+    **dict.fromkeys(("adapter", "start_weights", "text_encoders"), "`adapter`"),
+    **dict.fromkeys(("precision", "length", "seed"), "`train`"),
+    **dict.fromkeys(("swap", "checkpointing", "fused"), "`memory`"),
+    **dict.fromkeys(("weighting", "timestep_range"), "`noise`"),
+    **dict.fromkeys(("file_format", "checkpoints", "states", "metadata"), "`checkpoint`"),
+    "base_weights": "`base_adapters`",
+    "control": "`control`",
+    "fp8": "`quant`",
+    "optimizer": "`optim`",
+    "schedule": "`schedule`",
+    "loss": "`objective`",
+    "caches": "`cache`",
+    "dataset": "`data`",
+    "output": "`run`, `checkpoint.weights_dir`",
+    "resume": "continues that state",
+    "samples": "`sample`",
+    "validation": "`validation`",
+    "logging": "`sinks`",
+    "config_file": "read or written before the others",
+}
 INTRODUCTION = """# Options of sd-scripts
 
 Made by `make docs` from `dialects/sd_scripts/options.toml`; do not edit. Every option of the scripts that `fluxsmith sd-scripts` runs,
@@ -59,14 +81,14 @@ def _help_line(row: Row) -> str:
 def reference() -> str:
     """The page of all options."""
     rows = read_rows(OPTIONS)
-    counts = [f"| `{script.name}` | {script.help} | {len(option_rows(script.name))} |" for script in SCRIPTS]
+    counts = [f"| `{script.name}` | {script.help} | {len(option_rows(script.name))} |" for script in SCRIPTS if is_ready(script)]
     parts = [INTRODUCTION, "| Script | Does | Options |\n|---|---|---|", "\n".join(counts)]
     trainers = [row for row in rows if any(name.startswith("flux_train") for name in row.scripts)]
     text = "\n".join(parts) + "\n\n## Training\n\nWhere a script is not named, the three trainers have the option.\n"
     for group in dict.fromkeys(row.group for row in trainers):
         text += f"\n### {group.capitalize()}\n\n{_table(row for row in trainers if row.group == group)}"
     for script in SCRIPTS:
-        if script.kind in ("draw", "tool"):
+        if script.kind in ("draw", "tool") and is_ready(script):
             text += f"\n## {script.name}\n\n{_table(row for row in rows if script.name in row.scripts)}"
     own = [row for row in rows if row.scripts and all(name.startswith("cache_") for name in row.scripts)]
     return text + f"\n## Cache tools\n\nBeside the options of models, data and caches above:\n\n{_table(own)}"
@@ -76,7 +98,7 @@ def _table(rows: Iterable[Row]) -> str:
     lines = ["| Option | Default | Fate | Becomes, reason or cure | What it does in sd-scripts |", "|---|---|---|---|---|"]
     for row in rows:
         default = "" if row.default in (None, "") or row.type == "flag" else f"`{row.default}`"
-        said = f"`{row.to}`" if row.to else row.why
+        said = f"`{row.to}`" if row.to else PLACES.get(row.by, row.why)
         if row.advice:
             said = f"{said}; {row.advice}".removeprefix("; ")
         cells = (f"`{row.flag}`{_scripts(row)}", default, row.fate, said, row.help)
