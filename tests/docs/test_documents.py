@@ -17,8 +17,8 @@ from doc_blocks import ROOT, Block, Command, blocks, documents, links
 
 from fluxsmith.cli import main as cli
 from fluxsmith.config.load import load_config
-from fluxsmith.dialects.sd_scripts.options import read_options
-from fluxsmith.dialects.sd_scripts.scripts import split_command
+from fluxsmith.dialects.arguments import parse as parse_options
+from fluxsmith.dialects.sd_scripts.scripts import option_rows, split_command
 
 BLOCKS = [block for path in documents() for block in blocks(path)]
 LANGUAGES = {"console", "sh", "toml", "python", ""}
@@ -115,8 +115,10 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
     verb, rest = cli._find(arguments)
     assert verb is not None, arguments
     if verb.raw:  # arguments of another trainer: its table of options knows them
-        script, options, _ = split_command(rest[1:] if verb.name == "translate" else rest)
-        read_options(script, [word for word in options if word != "--help"])
+        words = rest[: rest.index(">")] if ">" in rest else rest
+        if words[-1:] != ["--help"]:
+            script, options, _ = split_command(words[1:] if verb.name == "translate" else words)
+            assert parse_options(option_rows(script.name), options, title=script.name)[1] == []
         return {}
     module = importlib.import_module(verb.module)
     if verb.member:
