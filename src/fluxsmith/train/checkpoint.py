@@ -5,7 +5,7 @@ MANIFEST.json (written last). Order of the data, captions and noise need no stat
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fluxsmith.train.ema import Ema
 from fluxsmith.train.optimizer_state import join_optimizer, split_optimizer
 
 WEIGHTS, OPTIMIZER, EMA, STATE = "weights.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"
+EXTRA = "adapter.safetensors"  # what adapters keep beside their weights, if anything
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class StateFolder:
     def __init__(self, folder: Path, disk: Disk) -> None:
         self.folder = folder
         self.disk = disk
+        self.extra: Callable[[], Mapping[str, Tensor]] = dict  # asked at each save
 
     def path(self, step: int) -> Path:
         """Folder of one step."""
@@ -55,6 +57,9 @@ class StateFolder:
         files = {WEIGHTS: {name: param.detach() for name, param in params.items()}, OPTIMIZER: tensors}
         if ema is not None:
             files[EMA] = ema.shadow
+        extra = self.extra()
+        if extra:
+            files[EXTRA] = dict(extra)
         small = {**state.__dict__, "optimizer": numbers}
         try:
             self._write(self.path(state.step), files, small)
@@ -119,6 +124,14 @@ def restore(folder: Path, params: Mapping[str, nn.Parameter], optimizer: torch.o
     with open_weights(folder / OPTIMIZER) as stored:
         tensors = {key: stored.tensor(key) for key in stored}
     join_optimizer(params, optimizer, tensors, numbers)
+
+
+def read_extra(folder: Path) -> dict[str, Tensor]:
+    """What `StateFolder.extra` gave when the state was saved; empty if that was nothing."""
+    if not (folder / EXTRA).exists():
+        return {}
+    with open_weights(folder / EXTRA) as stored:
+        return {name: stored.tensor(name) for name in stored}
 
 
 def _copy_into(targets: Mapping[str, Tensor], path: Path) -> None:

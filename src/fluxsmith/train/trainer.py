@@ -17,7 +17,7 @@ from fluxsmith.errors import ConfigError, ModelFileError, NumericError, StopRequ
 from fluxsmith.events import Bus, CheckpointSaved, PhaseStarted, RunEnded, RunStarted, StepEnded, Warned
 from fluxsmith.io.durable import Disk
 from fluxsmith.randomness import seed_device, seed_for
-from fluxsmith.train.checkpoint import State, StateFolder, read_state, restore
+from fluxsmith.train.checkpoint import State, StateFolder, read_extra, read_state, restore
 from fluxsmith.train.export import export_weights
 from fluxsmith.train.identity import check_identity, identity_of, machine_facts
 from fluxsmith.train.metrics import Metrics
@@ -51,6 +51,8 @@ class Trainer:
         self.config = parts.config
         self.run_dir = parts.config.run.dir
         self.states = StateFolder(self.run_dir / "state", disk)
+        if parts.trained.adapters is not None:
+            self.states.extra = parts.trained.adapters.extra
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", disk)
         self.precision = Precision(parts.config.train.precision, parts.world.device)
         self.update = (FusedUpdate if parts.config.memory.fused_update != "off" else Update)(parts, self.precision)
@@ -238,6 +240,8 @@ class Trainer:
         state = read_state(manifest.path)
         changed = check_identity(state.identity, self.identity, allow_change)
         restore(manifest.path, self.parts.trained.params, self.parts.optimizer, self.parts.ema)
+        if self.parts.trained.adapters is not None:
+            self.parts.trained.adapters.load_extra(read_extra(manifest.path))
         self.precision.restore(state.scaler)
         self.step, self.exact_from, self.skipped_in_row = state.step, state.exact_from, state.skipped_in_row
         if changed:
