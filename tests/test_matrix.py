@@ -78,6 +78,7 @@ FORMATS_OF = {  # formats that hold a whole adapter of a kind; the others must r
 GIVEN: dict[tuple[str, str], dict[str, Any]] = {("optim", "imported"): {"path": "torch.optim.AdamW"}}
 QUICKER: dict[tuple[str, str], dict[str, Any]] = {  # they find their rate, or begin late: three steps shall be seen in bf16
     ("prodigy", ""): {"d0": 1.0},
+    ("prodigy_plus", ""): {"d0": 1.0},
     **{("dadapt", name): {"d0": 1.0} for name in ("adam", "adagrad", "lion", "sgd", "adan", "adan_ip", "adam_preprint")},
     ("schedulefree", "radam"): {"silent_sgd_phase": False},
 }

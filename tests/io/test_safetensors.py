@@ -43,6 +43,15 @@ def test_bytes_equal_the_librarys(tmp_path: Path) -> None:
     assert (tmp_path / "ours.safetensors").read_bytes() == safetensors.torch.save(tensors, {"one": "key"})
 
 
+def test_views_of_a_tensor(tmp_path: Path) -> None:
+    """Slices, a single value with a stride of its own, turned matrices, offsets."""
+    whole = torch.arange(24, dtype=torch.bfloat16).reshape(4, 6)
+    views = {"one": whole[1, ::11], "column": whole[:, 2], "turned": whole.T, "row": whole[2], "scalar": whole[3, 3], "none": whole[:0]}
+    save_weights(tmp_path / "a.safetensors", views, {})
+    with open_weights(tmp_path / "a.safetensors") as stored:
+        assert all(torch.equal(stored.tensor(name), view) for name, view in views.items())
+
+
 def test_library_reads_ours(tmp_path: Path) -> None:
     tensors = samples()
     save_weights(tmp_path / "a.safetensors", tensors, {"a": "b", "c": "d"})

@@ -15,20 +15,21 @@ from fluxsmith.config.choice import config_class, plugin_names, realise
 from fluxsmith.config.optimizer import OptimizerConfig, OptionsConfig
 from fluxsmith.errors import ConfigError
 from fluxsmith.io.safetensors import open_weights, save_weights
-from fluxsmith.optim import dadapt, pytorch_optimizer, schedulefree
+from fluxsmith.optim import dadapt, optimi, prodigy_plus, pytorch_optimizer, schedulefree
 from fluxsmith.optim.groups import Group
 from fluxsmith.optim.packages import package_class
 from fluxsmith.train.checkpoint import join_optimizer, split_optimizer
 
 FOLDER = "fluxsmith.optim"
 SHAPES = {"dit.a.weight": (72, 64), "dit.a.bias": (72,), "dit.b.weight": (64, 72), "clip_l.c.weight": (4, 3, 3, 3)}
-SHARED = ("dadapt", "prodigy", "schedulefree", "pytorch_optimizer", "imported")  # tensors or groups depend on each other
+SHARED = ("dadapt", "prodigy", "prodigy_plus", "schedulefree", "pytorch_optimizer", "imported")  # tensors or groups depend on each other
 NEEDS: dict[str, dict[str, Any]] = {"imported": {"path": "torch.optim.AdamW"}}
 # What brings the loss down in 60 steps, where the rate of the others (0.03) does not.
 RATES = {
     "rprop": 0.03,
     "adadelta": 5.0,
     "prodigy": 1.0,
+    "prodigy_plus": 1.0,
     "dadapt": 1.0,
     "sgd": 0.3,
     "sgd8bit": 0.3,
@@ -38,6 +39,7 @@ RATES = {
 }
 FASTER: dict[tuple[str, str], dict[str, Any]] = {
     ("prodigy", ""): {"d0": 1e-3},
+    ("prodigy_plus", ""): {"d0": 1e-2},
     **{("dadapt", name): {"d0": 1e-2} for name in dadapt.CLASSES},
     ("dadapt", "lion"): {"d0": 0.1},
     ("schedulefree", "radam"): {"silent_sgd_phase": False},
@@ -154,9 +156,10 @@ class TestContract:
 
     def test_switches_between_two_sets_of_weights_and_back(self, values: dict[str, Any], dtype: torch.dtype) -> None:
         params = params_of(dtype)
-        optimizer = build(config_of(values, lr=0.1), params)
+        quicker = FASTER.get((values["type"], values.get("name", "")), values.get("options"))
+        optimizer = build(config_of(values, lr=0.1, **({"options": quicker} if quicker else {})), params)
         steps(params, optimizer, 0, 8)
-        has_two = values["type"] == "schedulefree"
+        has_two = values["type"] in ("schedulefree", "prodigy_plus")
         assert callable(getattr(optimizer, "eval", None)) is has_two
         if has_two:
             trained = {name: param.detach().clone() for name, param in params.items()}
@@ -206,6 +209,8 @@ def test_a_misspelt_option_is_refused_at_once(kind: str) -> None:
 
 PACKAGES = [("dadapt", dadapt.CLASSES, dadapt.OPTIONS)]
 PACKAGES += [
+    ("optimi", {name: ("optimi", kind) for name, kind in optimi.CLASSES.items()}, optimi.OPTIONS),
+    ("prodigy_plus", {"": ("prodigyplus", "ProdigyPlusScheduleFree")}, {"": prodigy_plus.OPTIONS}),
     (
         "pytorch_optimizer",
         {name: ("pytorch_optimizer", kind) for name, kind in pytorch_optimizer.CLASSES.items()},

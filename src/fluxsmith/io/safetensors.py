@@ -195,5 +195,6 @@ def _made(name: str, tensor: Tensor | Lazy) -> Tensor:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values as bytes, row by row; no copy when it is contiguous and on the host."""
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    flat = tensor.detach().to("cpu").contiguous()
+    flat = flat.as_strided((flat.numel(),), (1,))  # a single value cut out of a tensor may have any stride
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
