@@ -55,7 +55,7 @@ def _train(script: Script, draft: "Draft") -> None:
         config = config.model_copy(update={"run": config.run.model_copy(update={"dir": fresh(config.run.dir)})})
     progress = ProgressSink()
     try:
-        weights = train(config, resume=bool(lowered.resume), bus=Bus(Preface(lowered.report), progress))
+        weights = train(config, resume=Path(lowered.resume) if lowered.resume else False, bus=Bus(Preface(lowered.report), progress))
     finally:
         progress.close()
     if weights.name:

@@ -92,9 +92,23 @@ def test_files_and_their_retention(command: Callable) -> None:
         "dtype": "fp16",
         "every_epochs": 2,
         "every": 10,
-        "keep_epochs": 6,
+        "keep_epochs": 3,
         "keep_steps": 30,
         "metadata": "minimal",
+        "ss": {"network_args": "{}"},
+    }
+
+
+@pytest.mark.ledger("KS-08")
+def test_words_of_sd_scripts_reach_the_metadata(command: Callable) -> None:
+    words = ["--network_args", "img_attn_dim=4", "--optimizer_type", "AdamW8bit", "--optimizer_args", "eps=1e-6", "--clip_skip", "2"]
+    made = command(*words, "--lr_scheduler", "cosine", "--text_encoder_lr", "1e-5").tree["checkpoint"]["ss"]
+    assert made == {
+        "network_args": '{"img_attn_dim": "4"}',
+        "optimizer": "AdamW8bit(eps=1e-6)",
+        "clip_skip": "2",
+        "lr_scheduler": "cosine",
+        "text_encoder_lr": "[1e-05]",
     }
 
 

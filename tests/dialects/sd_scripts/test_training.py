@@ -86,7 +86,7 @@ def test_controlnet(train: Callable, model: Path) -> None:
     data = DATA + '  conditioning_data_dir = "edges"\n'
     train("flux_train_control_net", "--sample_prompts", "p.txt", "--sample_at_first", data=data)
     assert any(key.startswith("controlnet_blocks.") for key in keys("out/cats.safetensors"))
-    assert list(Path("out/cats.run/samples").rglob("*.png"))
+    assert list(Path("out/sample").glob("cats_*.png"))
 
 
 @pytest.mark.ledger("KS-44")
@@ -97,7 +97,7 @@ def test_chroma(train: Callable, model: Path) -> None:
     words += ["--guidance_scale", "0", "--timestep_sampling", "sigmoid", "--model_prediction_type", "raw"]
     train("flux_train_network", *words, "--sample_prompts", "p.txt", "--sample_every_n_steps", "1")
     assert not [key for key in keys("out/cats.safetensors") if "_mod" in key]
-    assert len(list(Path("out/cats.run/samples").rglob("*.png"))) >= 2
+    assert len(list(Path("out/sample").glob("cats_*.png"))) >= 2
 
 
 @pytest.mark.ledger("KS-42")

@@ -1,5 +1,6 @@
 """Options about length, loss, files, states, samples, validation and logs -> `train`, `noise`, `checkpoint`, `sample`, ..."""
 
+import json
 from pathlib import Path
 
 from fluxsmith.dialects.base import Draft
@@ -10,6 +11,17 @@ ALL_BATCHES = 1_000_000  # validation without a cap
 TIMESTEPS = 1000
 DTYPES = {"float": "fp32", "fp16": "fp16", "bf16": "bf16"}
 HUBER = ("huber", "smooth_l1")
+SS_ENTRIES = {  # option -> entry of the metadata without `ss_`
+    **{
+        name: name
+        for name in (
+            "v2", "clip_skip", "max_token_length", "lowram", "noise_offset", "noise_offset_random_strength", "multires_noise_iterations",
+            "multires_noise_discount", "adaptive_noise_scale", "zero_terminal_snr", "min_snr_gamma", "lr_scheduler", "lr_warmup_steps",
+            "weighting_scheme", "huber_schedule", "unet_lr", "text_encoder_lr", "network_dropout", "fp8_base", "fp8_base_unet", "full_fp16",
+        )
+    },
+    "debiased_estimation_loss": "debiased_estimation",
+}  # fmt: skip
 LISTENERS = ("tensorboard", "all")
 
 
@@ -126,7 +138,7 @@ def checkpoints(draft: Draft) -> None:
 
 
 def _window(draft: Draft, name: str, interval: int | None, key: str) -> None:
-    """Epochs count saves, so the window is a multiple of their distance; steps count steps."""
+    """The last so many saves of epochs; the saves of the last so many steps."""
     count = draft[name]
     if not count:
         return
@@ -134,7 +146,7 @@ def _window(draft: Draft, name: str, interval: int | None, key: str) -> None:
         kind = "epochs" if "epochs" in name else "steps"
         draft.note(f"--{name}", f"has no effect without --save_every_n_{kind}")
         return
-    draft.put(key, count * interval if "epochs" in name else count, f"--{name}")
+    draft.put(key, count, f"--{name}")
 
 
 def states(draft: Draft) -> None:
@@ -170,8 +182,19 @@ def _shorten(draft: Draft, name: str, unit: str, done: int) -> None:
 
 
 def metadata(draft: Draft) -> None:
-    """`--no_metadata` keeps only what loaders read."""
+    """`--no_metadata` keeps only what loaders read. Words of sd-scripts that the run itself would not know are passed on."""
     draft.put("checkpoint.metadata", "minimal" if draft["no_metadata"] else "full", "--no_metadata")
+    entries = {key: str(draft[name]) for name, key in SS_ENTRIES.items() if _differs(draft, name)}
+    pairs = [item.partition("=") for item in draft["network_args"] or []]
+    entries["network_args"] = json.dumps({key.strip(): text for key, _, text in pairs})
+    if _differs(draft, "optimizer_type"):
+        entries["optimizer"] = f"{draft['optimizer_type']}({','.join(draft['optimizer_args'] or [])})"
+    draft.put("checkpoint.ss", entries, "--network_args")
+
+
+def _differs(draft: Draft, name: str) -> bool:
+    """Is there another value than sd-scripts' default?"""
+    return draft.has(name) and draft[name] != draft.rows[name].default
 
 
 def samples(draft: Draft) -> None:
