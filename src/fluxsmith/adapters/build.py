@@ -32,6 +32,8 @@ def build(
     does not fit.
     """
     bases = {path: base for path, base in linear_layers(models).items() if path.split(".", 1)[0] in ("dit", *config.text_encoders)}
+    if config.init_from is None and config.rank_from_file:
+        raise ConfigError("adapter.rank_from_file needs a file", fix="add adapter.init_from, or remove adapter.rank_from_file")
     if config.init_from is None:
         made = _fresh(config, bases, start, seed, split=split)
     else:

@@ -58,12 +58,6 @@ class AdapterConfig(PluginConfig):
     rank_from_file: bool = False
     """Take layers, ranks and alphas from `init_from` instead of the options above."""
 
-    @model_validator(mode="after")
-    def _file_is_given(self) -> "AdapterConfig":
-        if self.rank_from_file and self.init_from is None:
-            raise ValueError("rank_from_file needs init_from")
-        return self
-
     def plus_ratio(self, role: str) -> float:
         """Rate of the up factors relative to the others, for `dit`, `clip_l` or `t5xxl`; only LoRA has one."""
         return 1.0

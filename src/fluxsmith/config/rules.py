@@ -6,7 +6,7 @@ A rule yields `Finding`s; `findings(config)` collects those of all rules, so tha
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fluxsmith.config import model_rules
+from fluxsmith.config import adapter_rules, model_rules
 from fluxsmith.config.adapter import AdapterConfig
 from fluxsmith.config.data_rules import data_findings
 from fluxsmith.config.dataset import DatasetConfig
@@ -267,4 +267,5 @@ RULES: tuple[Rule, ...] = (
     precision,
     run_dir,
     *model_rules.RULES,
+    *adapter_rules.RULES,
 )
