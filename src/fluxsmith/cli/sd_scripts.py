@@ -52,7 +52,11 @@ def _train(script: Script, draft: "Draft") -> None:
 
     config = lowered.config
     if not lowered.resume:
-        config = config.model_copy(update={"run": config.run.model_copy(update={"dir": fresh(config.run.dir)})})
+        folder = fresh(config.run.dir)
+        if folder != config.run.dir:
+            text = f"{config.run.dir} holds an earlier run, so this one goes to {folder}"
+            draft.note("", f"{text}; --resume with one of its state folders would continue it")
+        config = config.model_copy(update={"run": config.run.model_copy(update={"dir": folder})})
     progress = ProgressSink()
     try:
         weights = train(config, resume=Path(lowered.resume) if lowered.resume else False, bus=Bus(Preface(lowered.report), progress))

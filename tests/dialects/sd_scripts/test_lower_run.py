@@ -194,3 +194,20 @@ def test_findings_of_the_run_name_the_option(base_words: list[str]) -> None:
         lower([*base_words, "--min_timestep", "900", "--max_timestep", "100"])
     assert error.value.problems[0].where in ("--min_timestep", "--max_timestep")
     assert "cannot be run" in str(error.value)
+
+
+@pytest.mark.ledger("KS-52")
+def test_everything_wrong_is_said_at_once(base_words: list[str]) -> None:
+    words = ["--sdpaa", "--seed", "x", "--network_args", "img_atn_dim=3", "--optimizer_args", "a", "--lr_scheduler", "cosne"]
+    with pytest.raises(ConfigError) as error:
+        lower([*base_words, *words, "--full_bf16"])
+    text = "\n".join(error.value.lines())
+    for part in (
+        "write --sdpa",
+        "--seed = 'x'",
+        "write img_attn_dim",
+        "write it as key=value",
+        "write cosine",
+        "add --mixed_precision bf16",
+    ):
+        assert part in text

@@ -34,7 +34,7 @@ def test_every_mistake_of_the_file_has_its_place(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('[x]\nlearning_rat = 1\nseed = "seven"\nloss_type = "l3"\nsdpa = "yes"\n')
     with pytest.raises(ConfigError) as error:
-        read("--config_file", str(path), "--max_train_step", "5", "--optmizer_type", "Lion")
+        read("--config_file", str(path), "--max_train_step", "5", "--optmizer_type", "Lion").finish("x")
     lines = error.value.lines()
     assert any("--optmizer_type is not an option. Fix: write --optimizer_type" in line for line in lines)
     assert any(f"{path}:2:1: learning_rat is not an option. Fix: write --learning_rate" in line for line in lines)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from tiny_run import chroma_model, write_model, write_pictures
 
@@ -157,5 +158,24 @@ def test_resume_continues_a_state(train: Callable) -> None:
 def test_the_same_command_again_starts_anew(train: Callable) -> None:
     train("flux_train_network")
     said = train("flux_train_network", "--network_weights", "out/cats.safetensors", "--dim_from_weights")
-    assert "cats-2.run" in said
+    assert "cats.run holds an earlier run, so this one goes to out/cats-2.run" in said
     assert Path("out/cats-2.run/report.html").exists()
+
+
+@pytest.mark.ledger("KS-51")
+def test_resuming_an_older_state_gives_the_same_bits(train: Callable) -> None:
+    words = ["--max_train_steps", "4", "--save_every_n_steps", "2", "--save_state", "--lr_scheduler", "cosine"]
+    train("flux_train_network", *words)
+    with open_weights(Path("out/cats.safetensors")) as weights:
+        whole = {name: weights.tensor(name) for name in weights}
+    said = train("flux_train_network", *words, "--resume", "out/cats-step00000002-state")
+    assert "step 3/4" in said
+    assert "step 2/4" not in said
+    with open_weights(Path("out/cats.safetensors")) as weights:
+        assert all(torch.equal(weights.tensor(name), tensor) for name, tensor in whole.items())
+
+
+def test_a_state_that_is_not_there(train: Callable) -> None:
+    said = train("flux_train_network", "--resume", "out/nothing-state", code=4)
+    assert "nothing-state" in said
+    assert "Fix:" in said

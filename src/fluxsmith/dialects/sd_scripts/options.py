@@ -57,16 +57,19 @@ def read_text_file(path: Path, *, what: str) -> TextFile:
 
 
 def read_options(script: Script, words: Sequence[str]) -> Draft:
-    """The options given, checked. Raises one ConfigError with every mistake; `--output_config` is `written_config`'s business."""
+    """The options given, and what is wrong with them in the draft's problems, so that `finish` tells it with everything else.
+
+    Raises ConfigError for words that cannot be read at all; `--output_config` is `written_config`'s business.
+    """
     rows = option_rows(script.name)
     given, problems = parse(rows, words, title=script.name)
     config = given.get("config_file")
     if config is not None and "output_config" not in given:
         below, found = _from_file(Path(config.value), rows)
         given, problems = {**below, **given}, problems + found
-    if problems:
-        raise ConfigError("\n".join([f"{script.name} cannot be read:", *map(str, problems)]), problems=tuple(problems))
-    return Draft(rows, given, script=script.name)
+    draft = Draft(rows, given, script=script.name)
+    draft.problems += problems
+    return draft
 
 
 def _from_file(path: Path, rows: Mapping[str, Row]) -> tuple[dict[str, Given], list[Problem]]:
@@ -102,6 +105,7 @@ def written_config(draft: Draft) -> Path | None:
     """With `--output_config`, writes the options that differ from their defaults to `--config_file`; returns the file."""
     if not draft["output_config"]:
         return None
+    draft.finish(draft.script)
     if not draft["config_file"]:
         raise ConfigError("--output_config needs a file to write", fix="add --config_file my_options.toml")
     path = Path(draft["config_file"])
