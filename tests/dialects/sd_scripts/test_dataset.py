@@ -150,6 +150,12 @@ def test_pictures_masks_and_roles(data: Callable) -> None:
     assert (two["regularisation"], two["weight"], two["preserve"]) == (True, 0.5, True)
 
 
+@pytest.mark.ledger("KS-41")
+def test_kept_tags_where_a_caption_has_no_separator(data: Callable) -> None:
+    (entry,) = data(SUBSET + 'keep_tokens = 2\nkeep_tokens_separator = "|||"\n')
+    assert (entry["captions"]["keep_tokens"], entry["captions"]["keep_separator"]) == (2, "|||")
+
+
 def test_face_crop(data: Callable) -> None:
     (entry,) = data(SUBSET + "face_crop_aug_range = [2.0, 4.0]\n")
     assert entry["face_crop"] == [2.0, 4.0]

@@ -114,9 +114,6 @@ def captions(draft: Draft, values: Values, where: str) -> dict[str, Any]:
         made["separator"] = values["caption_separator"]
     if values["token_warmup_step"]:
         made["warmup_min"] = values["token_warmup_min"]
-    if plain["keep_separator"] and plain["keep_tokens"]:
-        draft.note(where, "keep_tokens has no effect beside keep_tokens_separator")
-        made.pop("keep_tokens")
     if draft["cache_text_encoder_outputs"] or draft["cache_text_encoder_outputs_to_disk"]:
         for name in VARYING:
             if values[name]:
