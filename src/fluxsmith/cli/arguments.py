@@ -9,5 +9,8 @@ RunFile = Annotated[Path, typer.Argument(metavar="RUN.TOML", help="The run file 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as train.steps=500.", show_default=False)
 ]
-PluginFiles = Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A plug-in of your own; may be repeated.")]
+PluginFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE|CLASS", help="A plug-in file of your own, or a class that the run may import; may be repeated."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
