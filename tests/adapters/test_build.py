@@ -200,6 +200,11 @@ def test_ranks_from_a_file_of_text_encoders(models: dict[str, nn.Module], fixtur
     assert {name.split(".")[0] for name in made.adapters} == {"clip_l"}
 
 
+def test_ranks_of_no_file(dit: FluxDiT) -> None:
+    with pytest.raises(ConfigError, match="rank_from_file needs a file"):
+        Config(rank_from_file=True).build({"dit": dit})
+
+
 def test_unused_layers_of_a_starting_file(dit: FluxDiT, tmp_path: Path) -> None:
     path = tmp_path / "start.safetensors"
     made = randomised(Config(rank=3, targets="blocks").build({"dit": dit}))

@@ -135,7 +135,7 @@ def test_what_hits_nothing_is_refused(full: list[Layer]) -> None:
 
 
 def test_config_is_checked() -> None:
-    for wrong in ({"exclude": ("(",)}, {"rank_by_pattern": {"[": 1}}, {"double_blocks": "1-"}, {"rank": 0}, {"rank_from_file": True}):
+    for wrong in ({"exclude": ("(",)}, {"rank_by_pattern": {"[": 1}}, {"double_blocks": "1-"}, {"rank": 0}):
         with pytest.raises(ValidationError):
             Config(**wrong)
 
