@@ -1,9 +1,12 @@
 """Optimizers and schedules inside the loop: a cut run is the straight one, and the log tells the rate that was used."""
 
+import sys
 from typing import Any
 
 import pytest
 from ran import Go, same
+
+from fluxsmith.events import PhaseStarted
 
 CHANGES: dict[str, Any] = {"train.max_grad_norm": 1.0, "checkpoint.every": 2, "train.steps": 4}
 WARM = {"schedule": {"warmup": 2, "warmup_from": "zero"}}
@@ -47,3 +50,23 @@ def test_the_log_tells_the_rate(go: Go) -> None:
     relative = {"optim": {"type": "adafactor", "options": {"relative_step": True, "warmup_init": True}}, "schedule": {}}
     rates = [row["lr"] for row in go({**CHANGES, **relative}, "relative").rows]
     assert rates == pytest.approx([1e-6, 2e-6, 3e-6, 4e-6])
+
+
+MODULES = {
+    "bnb": "bitsandbytes.optim",
+    "dadapt": "dadaptation",
+    "schedulefree": "schedulefree",
+    "pytorch_optimizer": "pytorch_optimizer",
+    "optimi": "optimi",
+    "prodigy_plus": "prodigyplus",
+}
+
+
+@pytest.mark.ledger("KS-09")
+@pytest.mark.parametrize("kind", MODULES)
+def test_a_missing_package_is_told_before_anything_is_loaded(go: Go, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setitem(sys.modules, MODULES[kind], None)
+    ran = go({**CHANGES, "optim": {"type": kind}})
+    assert ran.error is not None
+    assert "pip install 'fluxsmith[optim]'" in str(ran.error)
+    assert [event.detail for event in ran.of(PhaseStarted)] == ["reading headers"]

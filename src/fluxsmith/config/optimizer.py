@@ -40,6 +40,9 @@ class OptimizerConfig(PluginConfig):
         """True where all groups must have the same learning rate."""
         return False
 
+    def require(self) -> None:
+        """Raise ConfigError if the package of the optimizer is not installed: asked before anything large is loaded."""
+
     def uses_schedule(self) -> bool:
         """False where the optimizer finds its rate without `lr` and `schedule`."""
         return True

@@ -55,9 +55,16 @@ class Config(OptionsConfig):
             raise ValueError(f'bitsandbytes has no {self.name} without momentum: leave momentum out (0.9), or use type = "torch"')
         return self
 
+    def require(self) -> None:
+        """As OptimizerConfig.require."""
+        self._class()
+
+    def _class(self) -> Any:
+        return package_class("bitsandbytes.optim", CLASSES[self.name])
+
     def build(self, groups: Iterable[Group]) -> torch.optim.Optimizer:
         """The optimizer over the groups; raises ConfigError without bitsandbytes."""
-        kind = package_class("bitsandbytes.optim", CLASSES[self.name])
+        kind = self._class()
         arguments = {"weight_decay": self.weight_decay, **self.arguments()}
         if "sgd" not in self.name:
             kind = paged(kind) if self.name.startswith("paged_") else kind

@@ -52,6 +52,13 @@ class Config(OptionsConfig):
         """The methods know one rate."""
         return True
 
+    def require(self) -> None:
+        """As OptimizerConfig.require."""
+        self._class()
+
+    def _class(self) -> Any:
+        return package_class(*CLASSES[self.name])
+
     def build(self, groups: Iterable[Group]) -> torch.optim.Optimizer:
         """The optimizer over the groups; raises ConfigError for groups with different rates, or without the package."""
         groups = tuple(groups)
@@ -62,7 +69,7 @@ class Config(OptionsConfig):
                 "D-Adaptation has one learning rate for everything", why=f"the groups have {told}",
                 fix='remove the rates of [adapter] (0 leaves layers out), or use type = "prodigy", which takes them as factors',
             )  # fmt: skip
-        kind = package_class(*CLASSES[self.name])
+        kind = self._class()
         kind = resting(kind) if self.name == "sgd" else kind
         return construct(kind, groups, self.lr, {"weight_decay": self.weight_decay, **self.arguments()}, label=self.name)
 

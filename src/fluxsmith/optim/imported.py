@@ -4,15 +4,16 @@ A run file alone imports nothing foreign; classes of `torch.optim` need no permi
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from pydantic import AliasChoices, Field, ValidationInfo, field_validator
+from pydantic import AliasChoices, Field, NonNegativeFloat, ValidationInfo, field_validator
 
 from fluxsmith.config.foreign import check_allowed
 from fluxsmith.config.optimizer import OptionsConfig
 from fluxsmith.errors import ConfigError
 from fluxsmith.optim.groups import Group
-from fluxsmith.optim.packages import accepted, construct, package_class, takes
+from fluxsmith.optim.packages import construct, package_class
 
 
 class Config(OptionsConfig):
@@ -20,6 +21,9 @@ class Config(OptionsConfig):
 
     path: str = Field(validation_alias=AliasChoices("path", "class"))
     """Dotted path of the class, for example `my_pkg.my_mod.MyOptimizer`; allow it with --plugin."""
+
+    weight_decay: NonNegativeFloat | None = None  # type: ignore[assignment]  # others have a default of their own
+    """Weight decay; by default that of the class."""
 
     @field_validator("path")
     @classmethod
@@ -30,11 +34,17 @@ class Config(OptionsConfig):
         """Nobody knows."""
         return False
 
+    def require(self) -> None:
+        """As OptimizerConfig.require."""
+        self._class()
+
+    def _class(self) -> Any:
+        return package_class(*self.path.rsplit(".", 1), extra="")
+
     def build(self, groups: Iterable[Group]) -> torch.optim.Optimizer:
         """The optimizer over the groups; raises ConfigError if the class cannot be imported or is none."""
-        module, _, name = self.path.rpartition(".")
-        kind = package_class(module, name, extra="")
-        decay = {"weight_decay": self.weight_decay} if takes(kind, "weight_decay") or accepted(kind) is None else {}
+        kind, name = self._class(), self.path.rpartition(".")[2]
+        decay = {"weight_decay": self.weight_decay} if self.weight_decay is not None else {}
         made = construct(kind, groups, self.lr, {**decay, **self.arguments()}, label=name)
         if not all(hasattr(made, part) for part in ("param_groups", "state", "step")):
             raise ConfigError(f"{self.path} is no optimizer", fix="name a subclass of torch.optim.Optimizer")

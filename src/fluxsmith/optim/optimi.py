@@ -4,7 +4,7 @@ Needs the extra `optim` (package torch-optimi). `kahan_sum` is on by itself for 
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeFloat
@@ -42,7 +42,14 @@ class Config(OptionsConfig):
         """As OptionsConfig.option_names."""
         return OPTIONS[self.name]
 
+    def require(self) -> None:
+        """As OptimizerConfig.require."""
+        self._class()
+
+    def _class(self) -> Any:
+        return package_class("optimi", CLASSES[self.name], package="torch-optimi")
+
     def build(self, groups: Iterable[Group]) -> torch.optim.Optimizer:
         """The optimizer over the groups; raises ConfigError without the package."""
-        kind = package_class("optimi", CLASSES[self.name], package="torch-optimi")
+        kind = self._class()
         return construct(kind, groups, self.lr, {"weight_decay": self.weight_decay, **self.arguments()}, label=self.name)

@@ -36,9 +36,16 @@ class Config(OptionsConfig):
         """Tensors of a group share the estimate."""
         return False
 
+    def require(self) -> None:
+        """As OptimizerConfig.require."""
+        self._class()
+
+    def _class(self) -> Any:
+        return package_class("prodigyplus", "ProdigyPlusScheduleFree", package="prodigy-plus-schedule-free")
+
     def build(self, groups: Iterable[Group]) -> torch.optim.Optimizer:
         """The optimizer over the groups, switched to training; raises ConfigError without the package."""
-        kind = package_class("prodigyplus", "ProdigyPlusScheduleFree", package="prodigy-plus-schedule-free")
+        kind = self._class()
         made: Any = construct(kind, groups, self.lr, {"weight_decay": self.weight_decay, **self.arguments()}, label="prodigy_plus")
         made.train()
         return made

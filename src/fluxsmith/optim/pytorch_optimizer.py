@@ -4,7 +4,7 @@ Needs the extra `optim`. Classes that are not listed go through `type = "importe
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -43,7 +43,14 @@ class Config(OptionsConfig):
         """The classes count steps per group, and some clip over all tensors."""
         return False
 
+    def require(self) -> None:
+        """As OptimizerConfig.require."""
+        self._class()
+
+    def _class(self) -> Any:
+        return package_class("pytorch_optimizer", CLASSES[self.name])
+
     def build(self, groups: Iterable[Group]) -> torch.optim.Optimizer:
         """The optimizer over the groups; raises ConfigError without the package."""
-        kind = package_class("pytorch_optimizer", CLASSES[self.name])
+        kind = self._class()
         return construct(kind, groups, self.lr, {"weight_decay": self.weight_decay, **self.arguments()}, label=self.name)

@@ -49,13 +49,20 @@ class Config(OptionsConfig):
         """The weight of a step in the average counts steps of the whole group."""
         return False
 
+    def require(self) -> None:
+        """As OptimizerConfig.require."""
+        self._class()
+
+    def _class(self) -> Any:
+        return Wrapper if self.name == "wrapper" else package_class("schedulefree", CLASSES[self.name])
+
     def build(self, groups: Iterable[Group]) -> torch.optim.Optimizer:
         """The optimizer over the groups, switched to training; raises ConfigError without the package."""
         made: Any
         if self.name == "wrapper":
             made = self._wrapper(groups)
         else:
-            kind = package_class("schedulefree", CLASSES[self.name])
+            kind = self._class()
             made = construct(kind, groups, self.lr, {"weight_decay": self.weight_decay, **self.arguments()}, label=self.name)
         made.train()
         return made

@@ -14,6 +14,7 @@ import torch
 
 from fluxsmith.adapters.lora import load_adapter
 from fluxsmith.config.choice import realise
+from fluxsmith.config.optimizer import OptimizerConfig
 from fluxsmith.config.schema import RunConfig
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.data.checks import check_fits
@@ -58,6 +59,8 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
     bus.send(PhaseStarted("load", "reading headers"))
     files = locate(config.model)
     objective = realise(config.objective).build(config.noise, config.train.seed)
+    if isinstance(config.optim, OptimizerConfig):
+        realise(config.optim).require()
     roles = roles_needed(config, objective)
     files.check(roles)
     lazy = LazyModels(files, config.model, world.device, _loading(config, world.device))
