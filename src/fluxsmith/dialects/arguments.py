@@ -5,6 +5,7 @@ Values are text first, then checked and turned into their types, so that every m
 
 import argparse
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -102,7 +103,10 @@ def _int(value: Any) -> int:
 def _float(value: Any) -> float:
     if isinstance(value, bool):
         raise TypeError(value)
-    return float(value)
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(value)
+    return number
 
 
 def _flag(value: Any) -> bool:

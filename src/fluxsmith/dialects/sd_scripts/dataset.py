@@ -133,7 +133,7 @@ def _without_twins(draft: Draft, subsets: list[dict[str, Any]]) -> list[dict[str
 
 def _from_folders(draft: Draft) -> Iterator[Subset]:
     """`10_cats` below --train_data_dir: repeats and class tokens; the same below --reg_data_dir. A ControlNet takes the folder itself."""
-    condition = draft["conditioning_data_dir"] if draft.rows["conditioning_data_dir"].fate == "kept" else None
+    condition = draft["conditioning_data_dir"] if draft.script == "flux_train_control_net" else None
     if condition:
         yield Subset(({"image_dir": draft["train_data_dir"], "conditioning_data_dir": condition},), 0, "--train_data_dir")
         return

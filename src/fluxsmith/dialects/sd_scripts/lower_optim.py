@@ -87,12 +87,12 @@ def optimizer(draft: Draft) -> None:
     options = key_values(draft, "optimizer_args")
     entry: dict[str, Any] = _native(draft, name)
     defaults = entry.pop("defaults", {})
-    lr = draft["learning_rate"]
-    if lr is not None and lr <= 0:
+    lr: float = draft["learning_rate"]
+    if lr <= 0:
         draft.refuse(draft.where("learning_rate"), f"--learning_rate = {lr:g}", "give a rate above 0")
         lr = 1e-6
-    entry["lr"] = options.pop("lr", lr)
-    entry["weight_decay"] = float(options.pop("weight_decay", entry.get("weight_decay", 0.0)))
+    entry["lr"] = _number(draft, options, "lr", lr)
+    entry["weight_decay"] = _number(draft, options, "weight_decay", float(entry.get("weight_decay") or 0.0))
     merged = {**defaults, **{key: value for key, value in options.items() if value is not None}}
     if merged:
         entry["options"] = merged
@@ -106,6 +106,15 @@ def optimizer(draft: Draft) -> None:
         )
     if entry["type"] == "adafactor":
         _adafactor(draft, merged)
+
+
+def _number(draft: Draft, options: dict[str, Any], key: str, default: float, option: str = "optimizer_args") -> float:
+    """A number taken out of the arguments."""
+    value = options.pop(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        draft.refuse(draft.where(option), f"--{option} {key}={value!r} is not a number", "give a number")
+        return default
+    return float(value)
 
 
 def _name(draft: Draft) -> str:
@@ -215,7 +224,11 @@ def _cycles(draft: Draft, extra: dict[str, Any]) -> None:
 
 def _polynomial(draft: Draft, extra: dict[str, Any]) -> None:
     draft.put("schedule.power", float(draft["lr_scheduler_power"]), "--lr_scheduler_power")
-    draft.put("schedule.min_ratio", min(1.0, extra.pop("lr_end", POLYNOMIAL_END) / draft.get("optim.lr")), "--lr_scheduler")
+    draft.put(
+        "schedule.min_ratio",
+        min(1.0, _number(draft, extra, "lr_end", POLYNOMIAL_END, "lr_scheduler_args") / draft.get("optim.lr")),
+        "--lr_scheduler",
+    )
 
 
 def _inverse_sqrt(draft: Draft, extra: dict[str, Any]) -> None:
@@ -226,7 +239,8 @@ def _inverse_sqrt(draft: Draft, extra: dict[str, Any]) -> None:
 def _floor(draft: Draft, extra: dict[str, Any]) -> None:
     """The lowest rate, as a share or as a rate."""
     ratio = draft["lr_scheduler_min_lr_ratio"]
-    floor = extra.pop("min_lr") / draft.get("optim.lr") if "min_lr" in extra else ratio or 0.0
+    rate = draft.get("optim.lr")
+    floor = _number(draft, extra, "min_lr", 0.0, "lr_scheduler_args") / rate if "min_lr" in extra else ratio or 0.0
     draft.put("schedule.min_ratio", float(floor), "--lr_scheduler_min_lr_ratio")
 
 

@@ -72,8 +72,15 @@ def read_options(script: Script, words: Sequence[str]) -> Draft:
     return draft
 
 
+def _toml(path: Path) -> Path:
+    """`my_options` means my_options.toml."""
+    if not path.name:
+        raise ConfigError("--config_file has no name", fix="write --config_file my_options.toml")
+    return path if path.suffix == ".toml" else path.with_name(path.name + ".toml")
+
+
 def _from_file(path: Path, rows: Mapping[str, Row]) -> tuple[dict[str, Given], list[Problem]]:
-    path = path if path.suffix == ".toml" else path.with_name(path.name + ".toml")
+    path = _toml(path)
     file = read_text_file(path, what="the file of --config_file")
     given: dict[str, Given] = {}
     problems: list[Problem] = []
@@ -108,8 +115,7 @@ def written_config(draft: Draft) -> Path | None:
     draft.finish(draft.script)
     if not draft["config_file"]:
         raise ConfigError("--output_config needs a file to write", fix="add --config_file my_options.toml")
-    path = Path(draft["config_file"])
-    path = path if path.suffix == ".toml" else path.with_name(path.name + ".toml")
+    path = _toml(Path(draft["config_file"]))
     if path.exists():
         raise ConfigError("the file is there already", where=str(path), fix="choose another name for --config_file")
     differing = {
