@@ -28,13 +28,14 @@ def canonical(weights: WeightsFile, identity: Identity, role: str) -> dict[str, 
     Tensors that the role does not know (position_ids, other models in a checkpoint) are left out. Raises ModelFileError for
     fused layers with a missing part.
     """
-    prefix = identity.roles().get(role, identity.prefix)
     where = str(weights.paths[0])
-    recipes = _recipes(weights, identity, role, prefix)
-    return {key: Source(assembled_shape(recipe, weights.infos, where=where), _reader(weights, recipe)) for key, recipe in recipes.items()}
+    made = recipes_of(weights, identity, role)
+    return {key: Source(assembled_shape(recipe, weights.infos, where=where), _reader(weights, recipe)) for key, recipe in made.items()}
 
 
-def _recipes(weights: WeightsFile, identity: Identity, role: str, prefix: str) -> dict[str, Recipe]:
+def recipes_of(weights: WeightsFile, identity: Identity, role: str) -> dict[str, Recipe]:
+    """Canonical key -> how it is made of the stored tensors, with their full names."""
+    prefix = identity.roles().get(role, identity.prefix)
     names = [name[len(prefix) :] for name in weights if name.startswith(prefix)]
     if role == "dit":
         recipes = bfl_keys(names, identity.key_style)

@@ -47,8 +47,12 @@ def require_role(path: str | os.PathLike[str], role: str) -> Identity:
 
     Raises ModelFileError that says what the file is instead, or what is missing from it, before anything is allocated.
     """
-    found = identify(path)
-    where = f"{role} = {os.fspath(path)}"
+    return check_role(identify(path), role, where=os.fspath(path))
+
+
+def check_role(found: Identity, role: str, *, where: str) -> Identity:
+    """As `require_role`, of what was identified already; `where` names the file."""
+    where = f"{role} = {where}"
     if not any(served in found.roles() for served in PLAYS.get(role, (role,))):
         expected = ROLE_NAMES.get(role, role)
         seen = evidence(role)
