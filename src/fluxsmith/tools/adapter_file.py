@@ -11,6 +11,7 @@ from fluxsmith.adapters.formats.peft import METADATA_KEY
 from fluxsmith.adapters.formats.state import AdapterState
 from fluxsmith.errors import ConfigError
 from fluxsmith.io.metadata import ModelSpec, modelspec
+from fluxsmith.io.sources import resolve
 from fluxsmith.tools.model_file import Given, model_file, roles_in
 from fluxsmith.tools.outputs import fresh
 
@@ -73,9 +74,9 @@ def new_metadata(
     return texts | rank_entries(state, form) | modelspec(ModelSpec(title, variant or "dev")) | dict(entries or {})
 
 
-def adapter(given: Path, base: Given | None = None) -> AdapterState:
+def adapter(given: Given, base: Given | None = None) -> AdapterState:
     """An adapter file; sizes that it does not tell come from the base model's header. Raises ModelFileError."""
-    state = read_adapter(given)
+    state = read_adapter(resolve(given, "lora"))
     missing = [path for path, layer in state.layers.items() if layer.out_features is None]
     return with_heights(state, heights(base, {path.split(".", 1)[0] for path in missing})) if missing and base is not None else state
 
