@@ -35,7 +35,7 @@ def test_before_and_after_change_what_comes_next(dit: FluxDiT) -> None:
     stream = dit.run_blocks(dit.embed(tokens()))
     expected = dit.head(stream._replace(img=stream.img * 2))
     assert torch.equal(dit(tokens(), [Twice()]), expected)
-    moved = dit(tokens(), [At(1, lambda stream: stream._replace(txt=stream.txt + 1))])
+    moved = dit(tokens(), [At(1, lambda stream: stream._replace(txt=stream.txt * torch.arange(32)))])
     assert not torch.allclose(moved, dit(tokens()))
 
 
@@ -67,7 +67,7 @@ def test_the_two_places_of_extra_keys_differ_and_add_up(dit: FluxDiT) -> None:
     block = dit.double_blocks[0]
 
     def run(*ip: IpTokens) -> tuple[Tensor, Tensor]:
-        return block(stream.img, stream.txt, stream.vec, stream.pe, None, ip)
+        return block(stream.img, stream.txt, block.modulations(stream.vec), stream.pe, None, ip)
 
     (plain_img, plain_txt), (img, txt) = run(), run(extra_keys(1.0, after_block=True))
     assert torch.equal(txt, plain_txt), "text queries do not see them"

@@ -17,7 +17,9 @@ from fixture import Fixture, open_fixture
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fluxsmith.adapters.lora import Lora, LoraPart
+from fluxsmith.adapters.formats.state import lora_part
+from fluxsmith.adapters.lora import LoraPart
+from fluxsmith.adapters.rows import LayerAdapter
 from fluxsmith.config.schema import NoiseConfig
 from fluxsmith.data.types import Batch
 from fluxsmith.generate.samplers import euler
@@ -294,9 +296,9 @@ def check_train_step(f: Fixture) -> None:
             continue
         linear = dit.get_submodule(path)
         factors = (init[f"{name}.lora_down.weight"].clone(), init[f"{name}.lora_up.weight"].clone())
-        part = LoraPart("", (0, linear.out_features), *factors, alpha)
+        part = LoraPart(lora_part("", 0, linear.out_features, *factors, alpha))
         assert part.down.shape[0] == rank
-        linear.adapters["lora"] = Lora([part], linear.out_features)
+        linear.adapters["lora"] = LayerAdapter([part], linear.out_features)
         params[f"{name}.lora_down.weight"], params[f"{name}.lora_up.weight"] = part.down, part.up
     optimizer = torch.optim.AdamW(params.values(), **{k: v for k, v in f.meta["optimizer"].items() if k != "name"})
     for step in (1, 2, 3):

@@ -14,7 +14,7 @@ from fluxsmith.adapters.formats.state import AdapterState, LayerState
 from fluxsmith.adapters.swaps import Swaps
 from fluxsmith.adapters.targets import Layer, clip_layers, t5_layers
 from fluxsmith.errors import ModelFileError, NumericError
-from fluxsmith.models.linear import Linear
+from fluxsmith.models.linear import Factors, Linear
 
 CLIP_ROOT = "text_model."
 
@@ -40,6 +40,13 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Layer input x (..., in) and output so far y (..., out) -> y with the adapter."""
         raise NotImplementedError
+
+    def factors(self) -> Factors | None:
+        """down (rank, in), up (out, rank) and their scale, if x -> scale up(down(x)) is all that is added now; None otherwise.
+
+        The layer then multiplies in one autograd function, without calling `forward`.
+        """
+        return None
 
     def delta(self, weight: Tensor) -> Tensor:
         """What merging adds to `weight` (out, in), float32, at the current strength."""

@@ -19,7 +19,7 @@ from fluxsmith.adapters.load import load_adapter
 from fluxsmith.adapters.rows import part_modules
 from fluxsmith.adapters.targets import Target
 from fluxsmith.config.adapter import LoraConfig
-from fluxsmith.models.linear import Linear
+from fluxsmith.models.linear import Factors, Linear
 
 __all__ = ["PART", "Config", "LoraPart", "load_adapter", "lora_start", "prepare_loras"]
 
@@ -89,6 +89,12 @@ class LoraPart(Additive):
         if self.training and self.ggpo is not None:
             made = made + self.ggpo.noise(own, made.dtype)
         return made
+
+    def factors(self) -> Factors | None:
+        """As PartModule.factors: not under DoRA, not while something is drawn."""
+        if self.bias is not None or self.magnitude is not None or (self.training and (any(self.dropouts) or self.ggpo is not None)):
+            return None
+        return self.down, self.up, self.scale
 
     def drop(self, hidden: Tensor) -> Tensor:
         """Rank activations (B, ..., rank) with some set to zero: single ones, or whole ranks per sample; the rest scaled up."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fluxsmith.adapters.base import Adapter, AdapterSet
 from fluxsmith.adapters.formats.state import LayerState, Part
 from fluxsmith.errors import ModelFileError
-from fluxsmith.models.linear import Linear
+from fluxsmith.models.linear import Factors, Linear
 
 
 class PartModule(nn.Module):
@@ -43,6 +43,10 @@ class PartModule(nn.Module):
     def delta(self, weight: Tensor, strength: float) -> Tensor:
         """What merging adds to these rows of the weight, (rows, in), float32."""
         raise NotImplementedError
+
+    def factors(self) -> Factors | None:
+        """down, up and scale (without strength), if that is all the part does now; None otherwise."""
+        return None
 
     def bias_delta(self, strength: float) -> Tensor | None:
         """What merging adds to these rows of the bias; None for nothing."""
@@ -164,6 +168,14 @@ class LayerAdapter(Adapter):
         if row < self.out_features:
             pieces.append(y[..., row:])
         return torch.cat(pieces, dim=-1)
+
+    def factors(self) -> Factors | None:
+        """As Adapter.factors."""
+        parts = self.members()
+        if not self.is_enabled or len(parts) != 1 or parts[0].rows != (0, self.out_features) or (self.training and self.module_dropout):
+            return None
+        found = parts[0].factors()
+        return None if found is None else (found[0], found[1], found[2] * self.strength)
 
     def _part(self, part: PartModule, x: Tensor, y: Tensor) -> Tensor:
         made = part.update(x, y, self.strength).to(y.dtype)

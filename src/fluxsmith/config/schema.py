@@ -122,6 +122,8 @@ class MemoryConfig(Section):
     """Update inside the backward pass and free gradients at once, tensor by tensor or block by block; needs `train.accumulation = 1`."""
     compile: bool = False
     """Compile each block with torch.compile."""
+    reference_rounding: bool = False
+    """Round every intermediate as the original implementation does, step by step; slower, for comparisons."""
 
 
 class EmaConfig(Section):

@@ -98,7 +98,8 @@ class ControlNet(FluxDiT):
         stream = self._with_mode(stream._replace(img=img), mode)
         double, single = [], []
         for index, block in enumerate(self.blocks):
-            out, txt = self.call(block, stream.img, stream.txt, stream.vec, stream.pe, stream.mask, stream.ip)
+            mods = block.modulations(stream.vec, self.run_modulation)
+            out, txt = self.call(block, stream.img, stream.txt, mods, stream.pe, stream.mask, stream.ip)
             stream = stream._replace(img=out, txt=txt)
             if index < self.params.depth:
                 double.append(self.controlnet_blocks[index](out))

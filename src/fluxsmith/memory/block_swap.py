@@ -4,14 +4,16 @@ The weights are frozen, so nothing is ever copied back. Under activation checkpo
 the backward pass; the graph of the recomputed block holds its visiting weights until its gradients are done.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fluxsmith.errors import ConfigError
+from fluxsmith.models.blocks import Mods
 from fluxsmith.models.flux import FluxDiT
+from fluxsmith.models.layers import Modulation
 
 ADAPTERS = ".adapters."
 
@@ -36,23 +38,38 @@ class BlockSwap:
     def __init__(self, dit: FluxDiT, indices: Iterable[int], device: torch.device) -> None:
         self.dit = dit
         self.device = device
-        self.masters: dict[nn.Module, dict[str, Tensor]] = {}
+        self.masters: dict[nn.Module, dict[str, Tensor]] = {}  # of blocks, and apart from them of their modulations
         blocks = dit.blocks
         for index in indices:
-            self.masters[blocks[index]] = _moved_out(blocks[index], pin=device.type == "cuda")
+            self._take(blocks[index])
+
+    def _take(self, block: nn.Module) -> None:
+        """Modulations are run apart from their block, so they have masters of their own."""
+        master = _moved_out(block, pin=self.device.type == "cuda")
+        for path, module in block.named_modules():
+            if isinstance(module, Modulation):
+                own = {name: tensor for name, tensor in master.items() if name.startswith(f"{path}.")}
+                self.masters[module] = {name.removeprefix(f"{path}."): tensor for name, tensor in own.items()}
+                master = {name: tensor for name, tensor in master.items() if name not in own}
+        self.masters[block] = master
 
     def attach(self) -> None:
         """From now on `dit.call` brings weights in for each call of a swapped block."""
         run = self.dit.call
-
         def call(block: nn.Module, *inputs: object) -> tuple[Tensor, Tensor]:
             master = self.masters.get(block)
             if master is None:
                 return run(block, *inputs)
-            visiting = {name: tensor.to(self.device, non_blocking=True) for name, tensor in master.items()}
-            return functional_call(block, visiting, inputs)
+            return functional_call(block, self._visiting(master), inputs)
 
-        self.dit.call = call
+        def modulation(module: nn.Module, vec: Tensor) -> Mods:
+            master = self.masters.get(module)
+            return module(vec) if master is None else functional_call(module, self._visiting(master), (vec,))
+
+        self.dit.call, self.dit.run_modulation = call, modulation
+
+    def _visiting(self, master: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in master.items()}
 
     @property
     def host_bytes(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxsmith.errors import ModelFileError
-from fluxsmith.models.blocks import DoubleStreamBlock, SingleStreamBlock
+from fluxsmith.models.blocks import DoubleStreamBlock, Run, SingleStreamBlock, run_module
 from fluxsmith.models.layers import LastLayer, MLPEmbedder, rotary_positions, timestep_embedding
 from fluxsmith.models.linear import Linear
 from fluxsmith.models.stream import BlockHook, Stream, Tokens
@@ -98,8 +98,11 @@ class FluxDiT(nn.Module):
         self.single_blocks = nn.ModuleList(
             SingleStreamBlock(p.hidden_size, p.num_heads, p.mlp_hidden) for _ in range(p.depth_single_blocks)
         )
+        if p.depth_single_blocks:
+            self.single_blocks[-1].advances_text = False  # type: ignore[assignment]  # a plain attribute
         self.final_layer = LastLayer(p.hidden_size, p.out_channels)
         self.call: Callable[..., tuple[Tensor, Tensor]] = call_block
+        self.run_modulation: Run = run_module
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -134,7 +137,8 @@ class FluxDiT(nn.Module):
         for index, block in list(enumerate(self.blocks))[start:stop]:
             for hook in hooks:
                 stream = hook.before(index, stream)
-            img, txt = self.call(block, stream.img, stream.txt, stream.vec, stream.pe, stream.mask, stream.ip)
+            mods = block.modulations(stream.vec, self.run_modulation)
+            img, txt = self.call(block, stream.img, stream.txt, mods, stream.pe, stream.mask, stream.ip)
             stream = stream._replace(img=img, txt=txt)
             for hook in reversed(hooks):
                 stream = hook.after(index, stream)

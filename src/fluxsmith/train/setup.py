@@ -28,6 +28,7 @@ from fluxsmith.models.family.base import FamilyFacts
 from fluxsmith.models.files import ModelFiles, locate
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.loading import LazyModels, Loading
+from fluxsmith.models.ops import REFERENCE, use
 from fluxsmith.train.distributed import World
 from fluxsmith.train.ema import Ema
 from fluxsmith.train.plan import BatchPlan
@@ -146,6 +147,8 @@ def base_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
 def _memory(config: RunConfig, models: Models, device: torch.device) -> None:
     if models.dit is None:
         return
+    if config.memory.reference_rounding:
+        use(models.dit, REFERENCE)
     if config.memory.swap_blocks:
         indices = swapped_blocks(config.memory.swap_blocks, models.dit.params.depth, models.dit.params.depth_single_blocks)
         BlockSwap(models.dit, indices, device).attach()

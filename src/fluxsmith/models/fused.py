@@ -1,0 +1,198 @@
+"""Steps of a block as single autograd functions: fewer passes over memory, and only what the backward pass cannot compute again is kept.
+
+Each equals its plain form in `ops.py` up to the order of roundings. Weights of norms and projections may be frozen or trained.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+EPS = 1e-6  # of the RMS norm
+
+
+def gated(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """x + gate * y in one pass: x, y (B, N, D), gate (B, 1, D)."""
+    return torch.addcmul(x, gate, y) if gate.requires_grad else GatedAdd.apply(x, gate, y)
+
+
+class GatedAdd(torch.autograd.Function):
+    """With a constant gate nothing but the gate is kept, and not as a saved tensor: so that recomputation can stop before this step."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+        ctx.gate = gate  # type: ignore[attr-defined]  # (B, 1, D), a constant
+        return torch.addcmul(x, gate, y)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, Tensor]:  # type: ignore[override]  # as this function's forward
+        return grad, None, grad * ctx.gate  # type: ignore[attr-defined]
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(1 + scale) * layer_norm(x) + shift: (B, N, D) with (B, 1, D). For one sample they are the norm's own weight and bias."""
+    width = (x.shape[-1],)
+    if x.shape[0] == 1:
+        return F.layer_norm(x, width, (1 + scale).view(-1), shift.view(-1), eps=EPS)
+    return torch.addcmul(shift, 1 + scale, F.layer_norm(x, width, eps=EPS))
+
+
+class NormRotate(torch.autograd.Function):
+    """qkv (B, N, 3*H*D) -> q and k normed per head in fp32 and turned, v as it is: three of (B, H, N, D).
+
+    `scales` (N or 1, 2, 1, D) of the RMS norms of q and k, row by row; `pe` (B, 1, N, D/2, 2). Keeps its input and one number a head.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, qkv: Tensor, scales: Tensor, pe: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        heads = qkv.unflatten(-1, (3, num_heads, -1))
+        x = heads[:, :, :2].float()  # (B, N, 2, H, D)
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = inverse.square_().div_(x.shape[-1]).add_(EPS).rsqrt_()  # (B, N, 2, H, 1)
+        y = (x * inverse).mul_(scales)
+        turned = torch.view_as_real(torch.view_as_complex(y.unflatten(-1, (-1, 2))) * _turn(pe)).flatten(-2).to(qkv.dtype)
+        ctx.save_for_backward(qkv, scales, pe, inverse)
+        ctx.num_heads = num_heads  # type: ignore[attr-defined]
+        return turned[:, :, 0].transpose(1, 2), turned[:, :, 1].transpose(1, 2), heads[:, :, 2].transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+        qkv, scales, pe, inverse = ctx.saved_tensors  # type: ignore[attr-defined]
+        x = qkv.unflatten(-1, (3, ctx.num_heads, -1))[:, :, :2].float()  # type: ignore[attr-defined]
+        grad = torch.stack((grad_q.transpose(1, 2), grad_k.transpose(1, 2)), dim=2).float()  # (B, N, 2, H, D)
+        back = torch.view_as_real(torch.view_as_complex(grad.unflatten(-1, (-1, 2))) * _turn(pe).conj()).flatten(-2)
+        grad_scales = None
+        if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
+            grad_scales = (back * x * inverse).sum_to_size(scales.shape).to(scales.dtype)
+        back = back.mul_(scales)
+        along = (back * x).sum(dim=-1, keepdim=True)
+        along = along.mul_(inverse).mul_(inverse).div_(-x.shape[-1])
+        made = torch.addcmul(back, x, along).mul_(inverse)
+        whole = torch.cat((made.flatten(2).to(qkv.dtype), grad_v.transpose(1, 2).flatten(2)), dim=-1)
+        return whole, grad_scales, None, None
+
+
+def _turn(pe: Tensor) -> Tensor:
+    """(B, 1, N, D/2, 2) -> complex (B, N, 1, 1, D/2)."""
+    return torch.view_as_complex(pe.contiguous())[:, 0, :, None, None]
+
+
+def row_scales(parts: Sequence[tuple[int, Tensor, Tensor]]) -> Tensor:
+    """Scales of q's and k's norms for rows of several streams: (rows, q, k) each -> (sum of rows, 2, 1, D), or (1, 2, 1, D) for one."""
+    stacked = [(rows, torch.stack((q, k))[None, :, None]) for rows, q, k in parts]
+    if len(stacked) == 1:
+        return stacked[0][1].float()
+    return torch.cat([scales.expand(rows, -1, -1, -1) for rows, scales in stacked]).float()
+
+
+class LoraDelta(torch.autograd.Function):
+    """bias + scale (x A^T) B^T, and in the backward pass the gradient of that *and* of the frozen base product that is added to it.
+
+    The base product itself (`AddProduct`) keeps nothing; so recomputation of a block can stop before its last and largest product.
+    The input comes in column blocks, of which some still lack their GELU; the output goes in row blocks. Nothing is ever put together.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, form: "Form", bias: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """`tensors`: scale (0-dim), down (rank, in), up (out, rank), weight (out, in), then the input blocks (rows, width)."""
+        scale, down, up, weight, *parts = tensors
+        acts = [_act(part, is_raw) for part, is_raw in zip(parts, form.gelu, strict=True)]
+        hidden = _product(acts, [down[:, a:b] for a, b in form.columns])
+        hidden = hidden.mul_(scale)
+        deltas = []
+        for a, b in form.rows:
+            own = up[a:b]
+            deltas.append(hidden @ own.T if bias is None else torch.addmm(bias[a:b], hidden, own.T))
+        needs_input = any(ctx.needs_input_grad[6:])  # type: ignore[attr-defined]
+        ctx.save_for_backward(scale, down, up, weight if needs_input else None, hidden, *parts)
+        ctx.form = form  # type: ignore[attr-defined]
+        made = tuple(act for act, is_raw in zip(acts, form.gelu, strict=True) if is_raw)
+        ctx.mark_non_differentiable(*made)
+        return (*deltas, *made)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # as this function's forward
+        form: Form = ctx.form  # type: ignore[attr-defined]
+        scale, down, up, weight, hidden, *parts = ctx.saved_tensors  # type: ignore[attr-defined]
+        wanted = ctx.needs_input_grad  # type: ignore[attr-defined]
+        given = grads[: len(form.rows)]
+        inner = _product(given, [up[a:b].T for a, b in form.rows]).mul_(scale)  # gradient of x A^T
+        grad_down = _joined([inner.T @ _act(part, is_raw) for part, is_raw in zip(parts, form.gelu, strict=True)], 1)
+        grad_up = _joined([grad.T @ hidden for grad in given])
+        grad_bias = _joined([grad.sum(dim=0) for grad in given]) if wanted[1] else None
+        grad_parts: list[Tensor | None] = []
+        for number, ((a, b), part) in enumerate(zip(form.columns, parts, strict=True)):
+            if not wanted[6 + number]:
+                grad_parts.append(None)
+                continue
+            grad = inner @ down[:, a:b]
+            for (top, bottom), own in zip(form.rows, given, strict=True):
+                grad = torch.addmm(grad, own, weight[top:bottom, a:b])
+            raw = form.gelu[number]
+            grad_parts.append(torch.ops.aten.gelu_backward(grad, part, approximate="tanh") if raw else grad)
+        return (None, grad_bias, None, grad_down, grad_up, None, *grad_parts)
+
+
+class AddProduct(torch.autograd.Function):
+    """delta + x W^T; the gradient of the product is `LoraDelta`'s affair."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, delta: Tensor, rows: tuple[int, int], weight: Tensor, form: "Form", *acts: Tensor) -> Tensor:
+        made = delta
+        for (a, b), act in zip(form.columns, acts, strict=True):
+            made = torch.addmm(made, act, weight[rows[0] : rows[1], a:b].T)
+        return made
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # as this function's forward
+        return (grad, None, None, *[None] * (len(ctx.needs_input_grad) - 3))  # type: ignore[attr-defined]
+
+
+class Form(tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...], tuple[bool, ...]]):
+    """Column blocks of the input, row blocks of the output, and which inputs still lack their GELU."""
+
+    @classmethod
+    def of(cls, widths: Sequence[int], heights: Sequence[int], gelu: Sequence[bool]) -> "Form":
+        """From the sizes of the blocks."""
+        return cls((_spans(widths), _spans(heights), tuple(gelu)))
+
+    @property
+    def columns(self) -> tuple[tuple[int, int], ...]:
+        """(first, last + 1) of each input block."""
+        return self[0]
+
+    @property
+    def rows(self) -> tuple[tuple[int, int], ...]:
+        """(first, last + 1) of each output block."""
+        return self[1]
+
+    @property
+    def gelu(self) -> tuple[bool, ...]:
+        """True for inputs that are pre-activations."""
+        return self[2]
+
+
+def _spans(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    spans, start = [], 0
+    for size in sizes:
+        spans.append((start, start + size))
+        start += size
+    return tuple(spans)
+
+
+def _act(part: Tensor, is_raw: bool) -> Tensor:
+    return F.gelu(part, approximate="tanh") if is_raw else part
+
+
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
+
+
+def _product(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:
+    """Sum of left_i @ right_i^T."""
+    made = lefts[0] @ rights[0].T
+    for left, right in zip(lefts[1:], rights[1:], strict=True):
+        made = torch.addmm(made, left, right.T)
+    return made
