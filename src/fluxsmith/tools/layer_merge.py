@@ -111,20 +111,26 @@ class LayerMerge:
         return bias
 
     def _weight(self, name: str, weight: Tensor) -> Tensor:
-        base = Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        base.weight = nn.Parameter(weight, requires_grad=False)
-        made = [self._adapter(name, item, layer, base) for item, layer in self.layers[name]]
-        if all(adds_only(layer) for _, layer in self.layers[name][1:]):  # what the others add does not depend on the weight
-            deltas = [adapter.delta(weight) for adapter in made]
-            return sum(deltas[1:], weight + deltas[0])
-        return through(made, weight)
+        return merged_weight(f"{self.file.role}.{name}", self.layers[name], weight)
 
-    def _adapter(self, name: str, item: Weighted, layer: LayerState, base: Linear) -> Adapter:
-        path = f"{self.file.role}.{name}"
-        adapter = from_state(AdapterState({path: layer}, format=item.state.format), {path: base}).adapters[path]
-        adapter.eval()
-        adapter.strength.fill_(item.strength)
-        return adapter
+
+@torch.no_grad()
+def merged_weight(path: str, shares: Sequence[tuple[Weighted, LayerState]], weight: Tensor) -> Tensor:
+    """The weight (out, in), fp32, that a layer has with these adapters attached in this order."""
+    base = Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    base.weight = nn.Parameter(weight, requires_grad=False)
+    made = [_adapter(path, item, layer, base) for item, layer in shares]
+    if all(adds_only(layer) for _, layer in shares[1:]):  # what the others add does not depend on the weight
+        deltas = [adapter.delta(weight) for adapter in made]
+        return sum(deltas[1:], weight + deltas[0])
+    return through(made, weight)
+
+
+def _adapter(path: str, item: Weighted, layer: LayerState, base: Linear) -> Adapter:
+    adapter = from_state(AdapterState({path: layer}, format=item.state.format), {path: base}).adapters[path]
+    adapter.eval()
+    adapter.strength.fill_(item.strength)
+    return adapter
 
 
 def adds_only(layer: LayerState) -> bool:

@@ -232,3 +232,11 @@ REFUSED = [
 def test_what_has_no_exact_form_is_refused(state: AdapterState, form: str, message: str) -> None:
     with pytest.raises(ModelFileError, match=message):
         convert(state, form)
+
+
+@pytest.mark.parametrize("alpha", [-2.0, 0.0])
+@pytest.mark.parametrize("form", list(FORMATS))
+def test_negative_and_zero_strengths_are_written(form: str, alpha: float) -> None:
+    state = AdapterState({PROJ: loras(alpha=alpha).layers[PROJ]})
+    made = FORMATS[form].read(*convert(state, form)).layers[PROJ]
+    assert torch.allclose(made.delta(), state.layers[PROJ].delta(), atol=1e-6)

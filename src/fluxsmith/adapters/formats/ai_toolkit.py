@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fluxsmith.adapters.formats import peft
-from fluxsmith.adapters.formats.dotted import no_replacements, written
+from fluxsmith.adapters.formats.dotted import folded, no_replacements, written
 from fluxsmith.adapters.formats.naming import in_diffusers
 from fluxsmith.adapters.formats.state import AdapterState, Part
 
@@ -40,6 +40,8 @@ def _balanced(part: Part) -> Part:
     """Strength 1, shared out over both factors: up gets 1, 1/2, 1/4, ... of it, down the rest."""
     if part.kind != "lora" or part.scale == 1:
         return part
+    if part.scale <= 0:  # nothing to share out
+        return folded(part)
     down, up = part.scale, 1.0
     while 2 * down < up:
         down, up = 2 * down, up / 2
