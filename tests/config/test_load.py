@@ -291,7 +291,6 @@ RULE_CASES = {
     "no validation pictures": (["validation.every=10"], "no pictures", "run.toml"),
     "no validation": (["validation.share=0.1"], "never measured", "run.toml"),
     "validation levels": (["validation.sigmas=[0.0, 0.5]"], "noise levels above 0", "validation.sigmas"),
-    "scaler": (["train.precision=fp16", "train.weights_dtype=fp16"], "cannot be trained with fp16 autocast", "train.weights_dtype"),
     "run inside data": (["run.dir=cats/run"], "lies inside the pictures", "run.dir"),
 }
 

@@ -113,3 +113,17 @@ def test_the_scaler_comes_back() -> None:
 
 def test_peak_on_the_cpu_is_that_of_the_host() -> None:
     assert 50e6 < peak_bytes(CPU) < 1e12
+
+
+@pytest.mark.ledger("KS-13")
+def test_gradients_that_are_fp16_themselves_are_scaled_too() -> None:
+    """torch's own scaler refuses them; a gradient below fp16's smallest normal number moves the weight."""
+    scaled = Precision("fp16", CPU)
+    param = torch.nn.Parameter(torch.zeros(4, dtype=torch.float16))
+    optimizer = torch.optim.SGD([param], lr=1e4)
+    scaled.backward((param.float() * 5e-7).sum())
+    assert param.grad is not None
+    assert param.grad.dtype == torch.float16
+    assert scaled.clip(optimizer, [param], 0) == pytest.approx(1e-6, rel=0.3)
+    scaled.step(optimizer)
+    assert float(-param.detach()[0]) == pytest.approx(5e-3, rel=0.3)

@@ -300,3 +300,11 @@ def test_weights_that_are_not_finite_are_never_saved(go: Go, monkeypatch: pytest
     assert "nothing was saved" in str(ran.error)
     assert ran.states == []
     assert not (ran.folder / "weights").exists()
+
+
+@pytest.mark.ledger("KS-13")
+def test_fp16_weights_under_fp16_autocast(go: Go) -> None:
+    """What sd-scripts calls full_fp16: the scaler unscales gradients that are fp16 themselves."""
+    ran = go({**tiny_run.LORA, "train.precision": "fp16", "train.weights_dtype": "fp16", "train.accumulation": 1})
+    assert ran.error is None
+    assert any(value.dtype == torch.float16 and value.any() for name, value in ran.weights.items() if name.endswith("up"))

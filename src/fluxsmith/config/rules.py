@@ -225,16 +225,6 @@ def validation(config: RunConfig) -> Iterator[Finding]:
         yield Finding(("validation", "sigmas"), "validation.sigmas must be noise levels above 0, up to 1", "write [0.2, 0.4, 0.6, 0.8]")
 
 
-def precision(config: RunConfig) -> Iterator[Finding]:
-    """The gradient scaler of fp16 needs gradients that are not fp16."""
-    train = config.train
-    if train.precision == "fp16" and train.weights_dtype == "fp16":
-        fix = 'write train.weights_dtype = "fp32", or train.precision = "bf16"'
-        yield Finding(
-            ("train", "weights_dtype"), "fp16 weights cannot be trained with fp16 autocast", fix, "their gradients cannot be unscaled"
-        )
-
-
 def run_dir(config: RunConfig) -> Iterator[Finding]:
     """Sample pictures must not become training pictures."""
     target = config.run.dir.absolute()
@@ -264,7 +254,6 @@ RULES: tuple[Rule, ...] = (
     bucket_sizes,
     captions,
     validation,
-    precision,
     run_dir,
     *model_rules.RULES,
     *adapter_rules.RULES,

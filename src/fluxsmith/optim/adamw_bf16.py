@@ -51,8 +51,9 @@ class AdamWBF16(torch.optim.Optimizer):
         state = self.state[param]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(param)
-            state["exp_avg_sq"] = torch.zeros_like(param)
+            kept = torch.float32 if param.dtype == torch.float16 else param.dtype  # squares of small gradients are zero in fp16
+            state["exp_avg"] = torch.zeros_like(param, dtype=kept)
+            state["exp_avg_sq"] = torch.zeros_like(param, dtype=kept)
         state["step"] += 1
         step, (beta1, beta2) = state["step"].item(), group["betas"]
         gradient = param.grad.float() if param.grad is not None else torch.zeros_like(param)

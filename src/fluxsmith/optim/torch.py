@@ -16,6 +16,7 @@ CLASSES = {
     "adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "radam": "RAdam", "nadam": "NAdam", "rmsprop": "RMSprop", "adagrad": "Adagrad",
     "adadelta": "Adadelta", "adamax": "Adamax", "adafactor": "Adafactor", "asgd": "ASGD", "rprop": "Rprop",
 }  # fmt: skip
+HALF_EPS = 1e-4  # for fp16 weights, unless given: their moments are fp16 too, where 1e-8 is zero and nothing bounds a step
 SWITCHES = ("maximize", "foreach", "capturable", "differentiable")
 OPTIONS = {
     "adamw": ("betas", "eps", "amsgrad", "fused", *SWITCHES),
@@ -49,4 +50,7 @@ class Config(OptionsConfig):
         """The optimizer over the groups; raises ConfigError for values that the class refuses."""
         kind = getattr(torch.optim, CLASSES[self.name])
         decay = {"weight_decay": self.weight_decay} if takes(kind, "weight_decay") else {}
+        groups = list(groups)
+        if any(param.dtype == torch.float16 for group in groups for param in group.params) and "eps" in self.option_names():
+            decay = {**decay, "eps": HALF_EPS}
         return construct(kind, groups, self.lr, {**decay, **self.arguments()}, label=self.name)

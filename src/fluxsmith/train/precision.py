@@ -17,6 +17,13 @@ def resolved(name: str, device: torch.device) -> str:
     return ("no" if device.type == "cpu" else "bf16") if name == "auto" else name
 
 
+class Scaler(torch.amp.GradScaler):
+    """torch's, which also unscales gradients that are fp16 themselves: their small values are kept by the scale, not by their type."""
+
+    def _unscale_grads_(self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool) -> Any:
+        return super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
+
+
 class Precision:
     """`auto`, `no`, `bf16`, or `fp16` with a gradient scaler."""
 
@@ -24,7 +31,7 @@ class Precision:
         name = resolved(name, device)
         self.dtype = AUTOCAST.get(name)
         self.device = device
-        self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
+        self.scaler = Scaler(device.type) if name == "fp16" else None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of the forward pass."""

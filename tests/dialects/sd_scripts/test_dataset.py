@@ -116,6 +116,7 @@ enable_wildcard = true
         "extensions": [".txt"],
         "trigger": "sks cat",
         "suffix": "end",
+        "shuffle_affixes": True,
         "separator": ";",
         "secondary_separator": ";;;",
         "keep_separator": "|||",

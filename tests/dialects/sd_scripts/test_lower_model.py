@@ -69,7 +69,7 @@ def test_options_of_other_models_name_the_right_one(command: Callable, option: s
         (["--mixed_precision", "bf16"], ("bf16", "bf16", "fp32")),
         (["--mixed_precision", "fp16"], ("fp16", "fp16", "fp32")),
         (["--mixed_precision", "bf16", "--full_bf16"], ("bf16", "bf16", "bf16")),
-        (["--mixed_precision", "fp16", "--full_fp16"], ("no", "fp16", "fp16")),
+        (["--mixed_precision", "fp16", "--full_fp16"], ("fp16", "fp16", "fp16")),
     ],
 )
 def test_precision(command: Callable, words: list[str], expected: tuple[str, str, str]) -> None:

@@ -99,9 +99,6 @@ def precision(draft: Draft) -> None:
     weights = "bf16" if draft["full_bf16"] else "fp16" if draft["full_fp16"] else "fp32"
     if not is_adapter and weights == "fp32":
         weights = PRECISIONS[mixed]  # sd-scripts loads what it trains in the type of the autocast
-    if weights == "fp16":
-        draft.put("train.precision", "no", "--full_fp16")
-        draft.note("--full_fp16", "gradients in 16 bit cannot be scaled: better --full_bf16 --mixed_precision bf16, or leave it out")
     draft.put("train.weights_dtype", weights, "--full_bf16" if weights == "bf16" else "--full_fp16")
 
 

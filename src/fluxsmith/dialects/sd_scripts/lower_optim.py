@@ -144,7 +144,7 @@ def _native(draft: Draft, name: str) -> dict[str, Any]:
         if draft.where("optimizer_type") != "--optimizer_type":
             fix = "give it on the command line: --optimizer_type " + name
             draft.refuse(draft.where("optimizer_type"), f"{name} would run code that a file names", fix)
-        return {"type": "imported", "class": name, "weight_decay": 0.0}
+        return {"type": "imported", "class": name}
     names = {**{key: key for key in OPTIMIZERS}, **{key.lower(): key for key in TORCH}}
     close = nearest(name, names)
     fix = f"write {names[close]}" if close else f"choose one of {', '.join(sorted(OPTIMIZERS))}, or a class as package.module.Class"

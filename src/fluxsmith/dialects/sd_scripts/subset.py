@@ -110,6 +110,8 @@ def captions(draft: Draft, values: Values, where: str) -> dict[str, Any]:
         "warmup_steps": values["token_warmup_step"],
     }
     made |= {key: value for key, value in plain.items() if value}
+    if values["caption_prefix"] or values["caption_suffix"]:
+        made["shuffle_affixes"] = True  # its document: shuffling takes them in
     if values["caption_separator"] != ",":
         made["separator"] = values["caption_separator"]
     if values["token_warmup_step"]:
