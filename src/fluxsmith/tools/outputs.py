@@ -82,4 +82,4 @@ def model_metadata(identity: Identity, entries: Mapping[str, str], title: str, m
         else {}
     )
     kept = {key: value for key, value in entries.items() if key not in ("modelspec.title", "modelspec.merged_from", "format")}
-    return {"format": "pt", **spec, **kept} | ({} if spec else {"fluxsmith.merged_from": chain})
+    return {"format": "pt", **spec, **kept} | ({"fluxsmith.merged_from": chain} if chain and not spec else {})
