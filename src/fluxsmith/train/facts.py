@@ -95,7 +95,7 @@ def _options(parts: Parts) -> dict[str, Any]:
         "sigmoid_scale": noise.sigmoid_scale,
         "discrete_flow_shift": noise.shift,
         "model_prediction_type": noise.prediction,
-        "weighting_scheme": noise.weighting,
+        "weighting_scheme": "uniform" if noise.weighting == "none" else noise.weighting,
         "logit_mean": noise.logit_mean,
         "logit_std": noise.logit_std,
         "mode_scale": noise.mode_scale,
@@ -110,18 +110,28 @@ def _options(parts: Parts) -> dict[str, Any]:
         "full_bf16": train.weights_dtype == "bf16",
         "full_fp16": train.weights_dtype == "fp16",
         "scale_weight_norms": adapter.get("max_norm"),
-        "validation_split": validation.share,
-        "validation_seed": validation.seed,
-        "max_validation_steps": validation.max_batches,
-        "validate_every_n_steps": validation.every or None,
-        "validate_every_n_epochs": validation.every_epochs or None,
+        **(validation_options(parts) if validation.every or validation.every_epochs else {}),
         **loss_options(plain["objective"]),
         **caption_options(parts.data.sets),
         **parts.config.checkpoint.ss,
     }
 
 
+def validation_options(parts: Parts) -> dict[str, Any]:
+    """What is held out and measured; the share is that of the run, or the only one a dataset has of its own."""
+    validation = parts.config.validation
+    shares = {one.config.validation_share for one in parts.data.sets} - {None}
+    return {
+        "validation_split": shares.pop() if len(shares) == 1 and not validation.share else validation.share,
+        "validation_seed": validation.seed,
+        "max_validation_steps": validation.max_batches,
+        "validate_every_n_steps": validation.every or None,
+        "validate_every_n_epochs": validation.every_epochs or None,
+    }
+
+
 def loss_options(objective: Mapping[str, Any]) -> dict[str, Any]:
-    """How a difference became a loss."""
-    names = ("huber_schedule", "huber_c", "huber_scale")
-    return {"loss_type": objective.get("loss", "l2"), **{name: objective[name] for name in names if name in objective}}
+    """How a difference became a loss; thresholds where there are any."""
+    loss = objective.get("loss", "l2")
+    names = ("huber_schedule", "huber_c", "huber_scale") if loss in ("huber", "smooth_l1") else ()
+    return {"loss_type": loss, **{name: objective[name] for name in names}}
