@@ -1,13 +1,12 @@
 """`fluxsmith generate`: pictures from prompts, with LoRAs, image to image and grids."""
 
 import json
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from fluxsmith.cli.arguments import AsJson
+from fluxsmith.cli.arguments import AsJson, weighted
 from fluxsmith.config.load import load_model
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.errors import ConfigError
@@ -57,7 +56,7 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
         "shift": _shift(shift), "sampler": sampler, "tile": tile,
         "strength": strength if strength is not None else 0.6 if image else 1.0,
     }  # fmt: skip
-    loras = tuple(_weighted(text) for text in lora or ())
+    loras = tuple(weighted(text, "--lora") for text in lora or ())
     job = Job(section, tuple(prompt), tuple(seed or (0,)), settings, loras=loras, image=image, device=device, out=out)
     for record in draw_all(job):
         typer.echo(json.dumps(record) if as_json else _line(record))
@@ -94,18 +93,6 @@ def _member(model: str, given: dict[str, str]) -> dict[str, str]:
             raise ConfigError("--clip-l has no effect", where=model, why="this is Chroma, which has no CLIP", fix="leave it out")
         return {"type": "chroma"}
     return {"type": "flux1", "preset": "schnell" if found.variant == "schnell" else "dev"}
-
-
-def _weighted(text: str) -> Weighted:
-    """FILE or FILE:WEIGHT."""
-    path, _, number = text.rpartition(":")
-    try:
-        weight = float(number) if path else 1.0
-    except ValueError:
-        return text, 1.0
-    if not math.isfinite(weight):
-        raise ConfigError(f"--lora {text}", why="the weight is not a number", fix=f"write {path}:1.0")
-    return path or text, weight
 
 
 def _shift(text: str) -> str | float | None:

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fluxsmith.io.durable import readable_size
-from fluxsmith.tools.inspect import Check, Inspection, check, inspect
+
+if TYPE_CHECKING:
+    from fluxsmith.tools.inspect import Check, Inspection
 
 app = typer.Typer(help="Look at adapter files.", no_args_is_help=True)
 BROKEN = 4  # exit code of a file that is not sound
@@ -24,6 +26,8 @@ def lora() -> None:
 @app.command("inspect")
 def inspect_file(file: Annotated[Path, typer.Argument(help="Adapter file.")], as_json: AsJson = False) -> None:
     """Say what an adapter file is and holds: kind, format, ranks, blocks, norms, metadata. Exit code 4 if it is broken."""
+    from fluxsmith.tools.inspect import inspect
+
     found = inspect(file)
     print(json.dumps(found.as_record(), indent=1) if as_json else "\n".join(_inspection_lines(found)))
     if found.problems or found.not_finite:
@@ -37,13 +41,33 @@ def check_file(
     as_json: AsJson = False,
 ) -> None:
     """Say whether an adapter file is sound and which programs load all of it. Exit code 4 if it is broken."""
+    from fluxsmith.tools.inspect import check
+
     found = check(file, base)
     print(json.dumps(found.as_record(), indent=1) if as_json else "\n".join(_check_lines(found)))
     if not found.is_sound:
         raise typer.Exit(BROKEN)
 
 
-def _inspection_lines(found: Inspection) -> list[str]:
+@app.command("weights")
+def weights(
+    file: Annotated[Path, typer.Argument(help="Adapter file, or with --all any weights file.")],
+    shows_all: Annotated[bool, typer.Option("--all", "-a", help="Every tensor, not only the factors of an adapter.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Name, shape, mean and smallest absolute value of each weight; a smallest value of 0 in an up factor means it was never trained."""
+    from fluxsmith.tools.weights import weight_report
+
+    figures = weight_report(file, shows_all=shows_all)
+    if as_json:
+        print(json.dumps([item._asdict() for item in figures], indent=1))
+        return
+    for item in figures:
+        shape = " x ".join(map(str, item.shape)) or "one value"
+        print(f"{item.name}  {shape}  mean {item.mean:.6g}  least {item.least:.6g}  largest {item.largest:.6g}")
+
+
+def _inspection_lines(found: "Inspection") -> list[str]:
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
     lines = [f"{found.path}: {found.kind} in {found.format} names", f"  {readable_size(found.bytes)}, {found.tensors} tensors ({dtypes})"]
     if found.roles:
@@ -58,7 +82,7 @@ def _inspection_lines(found: Inspection) -> list[str]:
     return lines
 
 
-def _check_lines(found: Check) -> list[str]:
+def _check_lines(found: "Check") -> list[str]:
     lines = [f"{found.path}: {'sound' if found.is_sound else 'broken'}", f"  {found.verdict.text}"]
     lines += [f"  problem: {text}" for text in found.problems]
     return lines + [f"  note: {text}" for text in found.notes]

@@ -196,9 +196,11 @@ def _check_pair(role: str, pair: Pair) -> None:
 
 
 def _notes(pair: Pair) -> Iterator[str]:
-    narrow = [file.path.name for file in pair if any(info.dtype.startswith("F8_") for info in file.weights.stored.values())]
+    narrow = [
+        file.path.name for file in pair if file.weights.scaled or any(info.dtype[:3] == "F8_" for info in file.weights.stored.values())
+    ]
     if len(narrow) == 1:
-        yield f"{narrow[0]} is stored in 8 bits: its rounding is part of the difference"
+        yield f"{narrow[0]} is stored in 8 bits or fewer: its rounding is part of the difference"
 
 
 def _chosen(role: str, pair: Pair, patterns: tuple[str, ...]) -> list[str]:

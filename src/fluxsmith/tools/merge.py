@@ -214,7 +214,7 @@ def _notes(plans: Sequence[Plan], dtype: torch.dtype | None) -> Iterator[str]:
     if narrow or (dtype is None and any(info.dtype.startswith("F8_") for plan in plans for info in plan.weights.infos.values())):
         yield "8-bit weights have steps of 6 to 12 %: much of a small adapter's change is lost in them; bf16 keeps it"
     if dtype is None and any(plan.weights.scaled for plan in plans):
-        yield "the base had 8-bit weights with scales: they are written as bf16"
+        yield "the base has weights in few bits with scales: they are written as bf16"
 
 
 def _metadata(request: MergeRequest, plan: Plan, target: Path) -> dict[str, str]:
