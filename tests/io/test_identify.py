@@ -261,6 +261,8 @@ def test_block_gap_and_missing_tensors(tmp_path: Path, manifests: dict[str, Shap
 def test_scaled_and_quantised_are_named_and_refused(tmp_path: Path, manifests: dict[str, Shapes]) -> None:
     dev = manifests["flux1-dev"]
     scaled = dict(dev) | {"scaled_fp8": (0,), "img_in.scale_weight": (1,)}
+    assert problems(tmp_path, scaled, "dit") == ""  # read as what it stands for
+    scaled = dict(dev) | {"scaled_fp8": (0,), "img_in.scale_weight": (5,)}
     assert "scaled 8-bit (2 scale tensors" in problems(tmp_path, scaled, "dit")
     nf4 = dict(dev) | {"img_in.weight.absmax": (12,), "img_in.weight.quant_map": (16,)}
     assert "weights are quantised" in problems(tmp_path, nf4, "dit")

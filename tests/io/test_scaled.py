@@ -55,7 +55,9 @@ def test_a_scaled_transformer_is_identified(fixtures_root: Path, tmp_path: Path)
     key = "img_in.weight"
     tensors |= {key: (tensors[key] / 2).to(FP8), "img_in.scale_weight": torch.tensor([2.0])}
     save_weights(tmp_path / "x.safetensors", tensors, {})
-    assert identify(tmp_path / "x.safetensors").unusable
+    found = identify(tmp_path / "x.safetensors")
+    assert found.unusable == ()
+    assert found.notes[-1] == "1 weights are stored in 8 bits with scales"
     with open_scaled(tmp_path / "x.safetensors") as weights:
         assert identify(weights).unusable == ()
 

@@ -18,7 +18,7 @@ from fluxsmith.io.canonical import Source, canonical
 from fluxsmith.io.identify import require_role
 from fluxsmith.io.keymaps import MAPS
 from fluxsmith.io.keymaps.apply import disassemble
-from fluxsmith.io.safetensors import open_weights
+from fluxsmith.io.scaled import open_scaled
 from fluxsmith.models.fill import check_keys, fill, finish, meta, shapes_of
 from fluxsmith.models.flux import FluxDiT, FluxParams
 from fluxsmith.models.linear import Linear
@@ -166,7 +166,7 @@ def load_controlnet(
 ) -> ControlNet:
     """Read a file of either layout, in eval mode. Raises ModelFileError for a wrong, incomplete or broken file."""
     identity = require_role(path, "controlnet")
-    with open_weights(path) as weights:
+    with open_scaled(path) as weights:
         sources: dict[str, Source] = canonical(weights, identity, "controlnet")
         shapes = {key: source.shape for key, source in sources.items()}
         hints = json.loads(weights.metadata.get(FORM, "{}"))

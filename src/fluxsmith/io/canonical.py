@@ -3,7 +3,7 @@
 `canonical(weights, require_role(path, "dit"), "dit")["img_in.weight"].read()`; nothing is read before `read` is called.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -13,13 +13,16 @@ from fluxsmith.io.identify_dit import is_bfl_key
 from fluxsmith.io.keymaps import Recipe, bfl_keys, comfy, diffusers
 from fluxsmith.io.keymaps.apply import assemble, assembled_shape
 from fluxsmith.io.safetensors import WeightsFile
+from fluxsmith.io.scaled import ScaledFile
 
 
 class Source(NamedTuple):
-    """A tensor that can be read: its shape, and how."""
+    """A tensor that can be read: its shape, and how. `stored` reads the parts of one that is stored in fewer bits, as they are."""
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    stored: Callable[[], Mapping[str, Tensor]] | None = None
+    form: str = ""
 
 
 def canonical(weights: WeightsFile, identity: Identity, role: str) -> dict[str, Source]:
@@ -30,7 +33,10 @@ def canonical(weights: WeightsFile, identity: Identity, role: str) -> dict[str, 
     """
     where = str(weights.paths[0])
     made = recipes_of(weights, identity, role)
-    return {key: Source(assembled_shape(recipe, weights.infos, where=where), _reader(weights, recipe)) for key, recipe in made.items()}
+    return {
+        key: Source(assembled_shape(recipe, weights.infos, where=where), _reader(weights, recipe), *_parts(weights, recipe))
+        for key, recipe in made.items()
+    }
 
 
 def recipes_of(weights: WeightsFile, identity: Identity, role: str) -> dict[str, Recipe]:
@@ -51,6 +57,15 @@ def recipes_of(weights: WeightsFile, identity: Identity, role: str) -> dict[str,
     else:
         recipes = {name: Recipe((name,), "conv1x1" if diffusers.AE_ATTENTION.fullmatch(name) else "copy") for name in names}
     return {key: Recipe(tuple(prefix + name for name in recipe.keys), recipe.op) for key, recipe in recipes.items()}
+
+
+def _parts(weights: WeightsFile, recipe: Recipe) -> tuple[Callable[[], Mapping[str, Tensor]] | None, str]:
+    name = recipe.keys[0]
+    if not isinstance(weights, ScaledFile) or name not in weights.scaled or recipe != Recipe((name,)):
+        return None, ""
+    stored = weights.scaled[name]
+    kind = weights.stored[stored.parts[""]].dtype
+    return lambda: weights.parts(name), {"I8": "int8", "F8_E4M3": "fp8"}.get(kind, "") if stored.form == "scaled" else stored.form
 
 
 def _reader(weights: WeightsFile, recipe: Recipe) -> Callable[[], Tensor]:

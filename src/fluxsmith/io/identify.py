@@ -5,11 +5,13 @@
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from fluxsmith.errors import ModelFileError
+from fluxsmith.io.forms import Stored, logical
 from fluxsmith.io.header import Header, TensorInfo
 from fluxsmith.io.identify_dit import identify_dit
 from fluxsmith.io.identify_parts import identify_parts, is_adapter, other_model
@@ -38,8 +40,15 @@ def identify(source: str | os.PathLike[str] | Header | HasInfos) -> Identity:
         infos, path = source.infos, source.paths[0]
     else:
         infos, path = read_model_header(source).tensors, Path(source)
-    found = _bundle(infos) or _one_model(infos)
-    return replace(found, path=path, sizes=found.sizes | _totals(infos))
+    plain, stored = logical(infos)
+    found = _bundle(plain) or _one_model(plain)
+    sizes = found.sizes | _totals(infos) | {"parameters": sum(info.elements for info in plain.values())}
+    return replace(found, path=path, sizes=sizes, notes=(*found.notes, *_forms(stored)))
+
+
+def _forms(stored: Mapping[str, Stored]) -> tuple[str, ...]:
+    counts = Counter("8 bits with scales" if one.form == "scaled" else one.form for one in stored.values())
+    return tuple(f"{count} weights are stored in {form}" for form, count in sorted(counts.items()))
 
 
 def require_role(path: str | os.PathLike[str], role: str) -> Identity:

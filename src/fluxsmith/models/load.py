@@ -15,9 +15,10 @@ from torch import nn
 
 from fluxsmith.errors import ModelFileError
 from fluxsmith.io.canonical import Source, canonical
-from fluxsmith.io.identify import require_role
+from fluxsmith.io.identify import check_role, identify
 from fluxsmith.io.identity import Identity
-from fluxsmith.io.safetensors import WeightsFile, open_weights
+from fluxsmith.io.safetensors import WeightsFile
+from fluxsmith.io.scaled import open_scaled
 from fluxsmith.models.autoencoder import AutoEncoder, AutoEncoderParams
 from fluxsmith.models.chroma import APPROXIMATOR, Chroma, ChromaParams
 from fluxsmith.models.fill import check_keys, fill, finish, meta, shapes_of
@@ -42,8 +43,8 @@ class Opened(NamedTuple):
 @contextmanager
 def opened(path: PathLike, role: str) -> Iterator[Opened]:
     """Open a file for a role. Raises ModelFileError that names what the file is, if it is something else."""
-    identity = require_role(path, role)
-    with open_weights(path) as weights:
+    with open_scaled(path) as weights:
+        identity = check_role(identify(weights), role, where=str(path))
         tensors = canonical(weights, identity, role)
         shapes = {key: source.shape for key, source in tensors.items()}
         yield Opened(tensors, shapes, identity, _hints(path, weights), str(path))

@@ -21,6 +21,7 @@ from fluxsmith.errors import ModelFileError
 from fluxsmith.io.canonical import canonical
 from fluxsmith.io.identify import Identity, identify, require_role
 from fluxsmith.io.safetensors import WeightsFile, open_weights
+from fluxsmith.io.scaled import open_scaled
 
 HUGE = 1e3  # Frobenius norm of a layer's difference beyond which a file is suspect
 
@@ -198,7 +199,7 @@ def _remarks(state: AdapterState) -> list[str]:
 def _against(state: AdapterState, base: str | Path) -> list[str]:
     """Layers that the base lacks or has in another size; models that the base file does not hold are left out."""
     shapes: dict[str, tuple[int, ...]] = {}
-    with open_weights(base) as weights:
+    with open_scaled(base) as weights:
         found = identify(weights)
         if not {"dit", "clip_l", "t5xxl"} & set(found.roles()):
             require_role(base, "dit")
