@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fluxsmith.cli.progress import progress_line
 from fluxsmith.dialects.base import Report
 from fluxsmith.dialects.sd_scripts import show
 from fluxsmith.dialects.sd_scripts.cache_tool import cache_request
@@ -13,6 +14,7 @@ from fluxsmith.dialects.sd_scripts.drawing import drawing as read_drawing
 from fluxsmith.dialects.sd_scripts.lower import lower_draft
 from fluxsmith.dialects.sd_scripts.options import read_options, written_config
 from fluxsmith.dialects.sd_scripts.scripts import Script, split_command
+from fluxsmith.dialects.sd_scripts.tool_requests import tool_request
 from fluxsmith.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -130,4 +132,15 @@ def _cache(script: Script, draft: "Draft") -> None:
     print(f"{request.kind} of {count} pictures are in {request.config.cache.dir}")
 
 
-RUNNERS = {"train": _train, "draw": _draw, "cache": _cache}
+def _tool(script: Script, draft: "Draft") -> None:
+    request = tool_request(draft)
+    for line in draft.report.lines():
+        print(line, file=sys.stderr)
+    from fluxsmith.dialects.sd_scripts.run_tools import run_tool
+
+    with progress_line() as progress:
+        lines = list(run_tool(request, progress))
+    print(*lines, sep="\n")
+
+
+RUNNERS = {"train": _train, "draw": _draw, "cache": _cache, "tool": _tool}

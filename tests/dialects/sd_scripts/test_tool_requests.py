@@ -44,8 +44,8 @@ def request(line: str) -> Request:
             "flux_merge_lora --save_to o --models a b --ratios 0.5 1 --concat --save_precision fp8 --no_metadata",
             MergeRequest({}, {"dit": "o"}, (("a", 0.5), ("b", 1.0)), "fp8", "cpu", keeps_ranks=True, has_metadata=False),
         ),
-        ("convert_flux_lora --src_path a --dst_path b", ConvertRequest("a", "b", "peft", "kohya")),
-        ("convert_flux_lora --src sd-scripts --dst ai-toolkit --src_path a --dst_path b", ConvertRequest("a", "b", "kohya", "peft")),
+        ("convert_flux_lora --src_path a --dst_path b", ConvertRequest("a", "b", "ai_toolkit", "kohya")),
+        ("convert_flux_lora --src sd-scripts --dst ai-toolkit --src_path a --dst_path b", ConvertRequest("a", "b", "kohya", "ai_toolkit")),
         (
             "resize_lora --model a --save_to b.safetensors --new_rank 8 --dynamic_method sv_fro --dynamic_param 0.9 --verbose",
             ResizeRequest("a", "b.safetensors", 8, "energy", 0.9, None, "cpu", is_verbose=True),

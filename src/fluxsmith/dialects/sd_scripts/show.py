@@ -59,7 +59,7 @@ def overview() -> str:
 
 def is_ready(script: Script) -> bool:
     """Is there something that does what the script does?"""
-    return script.kind in ("train", "draw", "cache")
+    return script.kind in ("train", "draw", "cache", "tool")
 
 
 def script_help(script: Script) -> str:

@@ -16,7 +16,7 @@ DTYPES: dict[str, Dtype] = {
     **dict.fromkeys(("fp8", "fp8_e4m3fn"), "fp8"),
 }
 METHODS = {"sv_ratio": "ratio", "sv_fro": "energy", "sv_cumulative": "sum"}
-LAYOUTS = {"ai-toolkit": "peft", "sd-scripts": "kohya"}
+LAYOUTS = {"ai-toolkit": "ai_toolkit", "sd-scripts": "kohya"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class MergeRequest:
 
 @dataclass(frozen=True)
 class ConvertRequest:
-    """An adapter in other key names: kohya or peft."""
+    """An adapter in other key names: kohya or ai_toolkit."""
 
     source: str
     target: str
