@@ -62,7 +62,7 @@ def base_is_frozen(config: RunConfig) -> Iterator[Finding]:
         return
     if "dit" not in config.train.components:
         return
-    if config.quant is not None:
+    if config.quant is not None and kind(config.quant) != "none":
         yield Finding(("quant",), "a quantised transformer cannot be trained itself", "add [adapter], or remove [quant]")
     if config.memory.swap_blocks:
         fix = "add [adapter], or write memory.fused_update and memory.checkpointing instead"

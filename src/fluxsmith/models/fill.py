@@ -3,15 +3,19 @@
 Peak host memory is the target's size plus the largest tensor, because each tensor is read, cast, placed and let go.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from itertools import groupby
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fluxsmith.errors import ModelFileError, Problem
+from fluxsmith.io import canonical
 
 Source = Callable[[], Tensor]
+BLOCK = re.compile(r"(double_blocks\.\d+|single_blocks\.\d+|encoder\.block\.\d+)\.")
 SHOWN = 5  # keys named in a message before the rest is only counted
 
 
@@ -52,6 +56,38 @@ def fill(module: nn.Module, sources: Mapping[str, Source], *, device: torch.devi
         owner = module.get_submodule(owner_name)
         tensor = source().to(device=device, dtype=dtype)
         setattr(owner, name, nn.Parameter(tensor, requires_grad=False))
+
+
+class ByBlock(NamedTuple):
+    """What is done to each block of a model as soon as its tensors are there, so that the whole is never in memory as it was."""
+
+    device: torch.device
+    """Where a block is filled and finished, before it goes to its place."""
+    finish: Callable[[str, nn.Module], None]
+    """Called with the block's path and the block."""
+    take: Callable[[str, nn.Module, canonical.Source], nn.Module | None]
+    """Called with a layer whose weight is stored in fewer bits: what takes its place, or None to read what the weight stands for."""
+
+
+@torch.no_grad()
+def fill_by_block(
+    module: nn.Module, sources: Mapping[str, canonical.Source], how: ByBlock, *, device: torch.device | str, dtype: torch.dtype
+) -> None:
+    """As `fill`, with every block finished on the way."""
+    for path, keys in groupby(sources, lambda key: match[1] if (match := BLOCK.match(key)) else ""):
+        taken: list[str] = []
+        for key in keys:
+            owner, _, leaf = key.rpartition(".")
+            made = how.take(owner, module.get_submodule(owner), sources[key]) if sources[key].form and leaf == "weight" else None
+            if made is None:
+                fill(module, {key: sources[key].read}, device=how.device if path else device, dtype=dtype)
+            else:
+                module.set_submodule(owner, made)
+                taken.append(owner)
+        if path:
+            how.finish(path, module.get_submodule(path))
+        for owner in [path] if path else taken:
+            module.get_submodule(owner).to(device)
 
 
 def finish(module: nn.Module) -> None:

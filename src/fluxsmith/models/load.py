@@ -21,7 +21,7 @@ from fluxsmith.io.safetensors import WeightsFile
 from fluxsmith.io.scaled import open_scaled
 from fluxsmith.models.autoencoder import AutoEncoder, AutoEncoderParams
 from fluxsmith.models.chroma import APPROXIMATOR, Chroma, ChromaParams
-from fluxsmith.models.fill import check_keys, fill, finish, meta, shapes_of
+from fluxsmith.models.fill import ByBlock, check_keys, fill, fill_by_block, finish, meta, shapes_of
 from fluxsmith.models.flux import FluxDiT, FluxParams
 from fluxsmith.models.text_encoders import ClipParams, ClipText, T5EncoderModel, T5Params, T5Text
 from fluxsmith.models.tiny_autoencoder import TinyAutoEncoder, TinyAutoEncoderParams
@@ -51,12 +51,20 @@ def opened(path: PathLike, role: str) -> Iterator[Opened]:
 
 
 def load_dit(
-    path: PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, axes_dim: Sequence[int] | None = None
+    path: PathLike,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    axes_dim: Sequence[int] | None = None,
+    by_block: ByBlock | None = None,
 ) -> FluxDiT:
-    """The transformer, frozen and in eval mode. Raises ModelFileError for a wrong, incomplete or broken file."""
+    """The transformer, frozen and in eval mode. Raises ModelFileError for a wrong, incomplete or broken file.
+
+    `by_block` changes (quantises) each block as soon as it is read.
+    """
     with opened(path, "dit") as file:
         model = meta(lambda: build_dit(file.shapes, axes_dim or file.hints.get("axes_dim")))
-        _stream(model, file.tensors, where=file.where, device=device, dtype=dtype)
+        _stream(model, file.tensors, by_block, where=file.where, device=device, dtype=dtype)
     return model
 
 
@@ -88,12 +96,14 @@ def load_clip_l(path: PathLike, *, device: torch.device | str = "cpu", dtype: to
     return model.to(device).eval()
 
 
-def load_t5xxl(path: PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> T5Text:
+def load_t5xxl(
+    path: PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, by_block: ByBlock | None = None
+) -> T5Text:
     """T5's encoder from one file (fp16, bf16 or fp8), shards, or a folder, frozen and in eval mode."""
     with opened(path, "t5xxl") as file:
         params = T5Params.from_shapes(file.shapes)
         model = meta(lambda: T5Text(params))
-        _stream(model.model, _renamed(file.tensors, T5Text), where=file.where, device=device, dtype=dtype)
+        _stream(model.model, _renamed(file.tensors, T5Text), by_block, where=file.where, device=device, dtype=dtype)
     return model.eval()
 
 
@@ -101,10 +111,21 @@ def _renamed(tensors: Mapping[str, Source], kind: type[ClipText] | type[T5Text])
     return {kind.memory_key(key): source for key, source in tensors.items()}
 
 
-def _stream(model: nn.Module, tensors: Mapping[str, Source], *, where: str, device: torch.device | str, dtype: torch.dtype) -> None:
+def _stream(
+    model: nn.Module,
+    tensors: Mapping[str, Source],
+    by_block: ByBlock | None = None,
+    *,
+    where: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> None:
     expected = shapes_of(model)
     check_keys(expected, {key: source.shape for key, source in tensors.items()}, where)
-    fill(model, {key: tensors[key].read for key in expected}, device=device, dtype=dtype)
+    if by_block is None:
+        fill(model, {key: tensors[key].read for key in expected}, device=device, dtype=dtype)
+    else:
+        fill_by_block(model, {key: tensors[key] for key in expected}, by_block, device=device, dtype=dtype)
     if isinstance(model, T5EncoderModel):
         model.encoder.embed_tokens.weight = model.shared.weight  # tied; a file holds it once
     finish(model)

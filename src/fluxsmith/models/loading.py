@@ -12,6 +12,7 @@ from fluxsmith.config.section import PluginConfig
 from fluxsmith.models.assembly import Models, TextStates
 from fluxsmith.models.family.base import FamilyFacts
 from fluxsmith.models.files import ModelFiles
+from fluxsmith.models.fill import ByBlock
 from fluxsmith.models.load import load_ae, load_clip_l, load_dit, load_t5xxl
 from fluxsmith.models.text_encoders import Tokenizers, load_tokenizer
 
@@ -25,8 +26,10 @@ class Loading(NamedTuple):
     """Of the transformer."""
     dit_device: torch.device | None = None
     """Where the transformer goes, if not to the others' device."""
-    after_text: Callable[[str, nn.Module], None] = lambda role, encoder: None
+    after_text: Callable[[str, nn.Module], object] = lambda role, encoder: None
     """Called with each text encoder that was loaded, to quantise it."""
+    by_block: Callable[[str], ByBlock | None] = lambda role: None
+    """What is done to each block of the transformer (`dit`) and of T5 (`t5xxl`) as soon as it is read: quantising."""
     text_form: str = ""
     """What `after_text` makes of them: states of another form are not taken from a cache."""
 
@@ -52,7 +55,8 @@ class LazyModels:
             models.clip_l = load_clip_l(self.files.path("clip_l"), device=self.device, dtype=self.text_dtype)
             self.how.after_text("clip_l", models.clip_l)
         if "t5xxl" in wanted and models.t5xxl is None:
-            models.t5xxl = load_t5xxl(self.files.path("t5xxl"), device=self.device, dtype=self.text_dtype)
+            blockwise = self.how.by_block("t5xxl")
+            models.t5xxl = load_t5xxl(self.files.path("t5xxl"), device=self.device, dtype=self.text_dtype, by_block=blockwise)
             self.how.after_text("t5xxl", models.t5xxl)
         if wanted & {"clip_l", "t5xxl"}:
             models.tokenizers = self.tokenizers()
@@ -61,7 +65,11 @@ class LazyModels:
         if "dit" in wanted and models.dit is None:
             axes = self.options["axes_dim"]
             models.dit = load_dit(
-                self.files.path("dit"), device=self.how.dit_device or self.device, dtype=self.how.base_dtype, axes_dim=axes
+                self.files.path("dit"),
+                device=self.how.dit_device or self.device,
+                dtype=self.how.base_dtype,
+                axes_dim=axes,
+                by_block=self.how.by_block("dit"),
             )
         return models
 

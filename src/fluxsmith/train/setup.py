@@ -26,9 +26,11 @@ from fluxsmith.memory.checkpoint import checkpoint_blocks
 from fluxsmith.models.assembly import Control, Models, TextStates
 from fluxsmith.models.family.base import FamilyFacts
 from fluxsmith.models.files import ModelFiles, locate
+from fluxsmith.models.fill import ByBlock
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.loading import LazyModels, Loading
 from fluxsmith.models.ops import REFERENCE, use
+from fluxsmith.quant.base import by_block, quantise
 from fluxsmith.train.distributed import World
 from fluxsmith.train.ema import Ema
 from fluxsmith.train.plan import BatchPlan
@@ -62,6 +64,8 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
     objective = realise(config.objective).build(config.noise, config.train.seed)
     if isinstance(config.optim, OptimizerConfig):
         realise(config.optim).require()
+    if config.quant is not None:
+        bus.send(PhaseStarted("quantise", realise(config.quant).require(world.device)))
     roles = roles_needed(config, objective)
     files.check(roles)
     lazy = LazyModels(files, config.model, world.device, _loading(config, world.device))
@@ -78,7 +82,7 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
         objective.start(models)
     _merge_adapters(config, models)
     if config.quant is not None and models.dit is not None:
-        realise(config.quant).apply("dit", models.dit)
+        quantise(realise(config.quant), "dit", models.dit)
     models.controls = _controls(config, models)
     trained = _trained(config, models)
     models.adapters = trained.adapters
@@ -132,7 +136,13 @@ def _loading(config: RunConfig, device: torch.device) -> Loading:
         return Loading(base_dtype(config, device), place)
     options = config.quant.model_dump()
     form = json.dumps(options, sort_keys=True, default=str) if options.get("text_encoders") else ""
-    return Loading(base_dtype(config, device), place, realise(config.quant).apply, form)
+    quant = realise(config.quant)
+
+    def blockwise(role: str) -> ByBlock | None:
+        """A base that adapters are merged into first is quantised after that, as a whole."""
+        return None if config.base_adapters else by_block(quant, role, device)
+
+    return Loading(base_dtype(config, device), place, lambda role, module: quantise(quant, role, module), blockwise, form)
 
 
 def base_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
