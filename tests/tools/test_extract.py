@@ -81,6 +81,8 @@ def test_bf16_fp8_scaled_and_prefixed_files(base: Path, lora_file: LoraFile, tmp
             save_weights(path, stored(values, name, ae), {})
             pair.append(path)
         run(*pair, tmp_path / f"{name}.safetensors", Ranks(number=3))
+        mixed = run(pair[0], tmp_path / "fp32.safetensors", tmp_path / f"mixed-{name}.safetensors")
+        assert any("its rounding is part of the difference" in note for note in mixed.notes) == (name in ("fp8", "scaled"))
         made = deltas_of(tmp_path / f"{name}.safetensors")
         assert made.keys() == expected.keys()
         for path, delta in expected.items():

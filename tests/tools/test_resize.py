@@ -21,7 +21,6 @@ def run(source: Path, target: Path, rank: int, **options: Any) -> ResizeReport:
     return resize(ResizeRequest(source, target, rank, **options))
 
 
-@pytest.mark.ledger("KS-46")
 @pytest.mark.parametrize(("method", "parameter", "expected"), [("ratio", 4.0, 3), ("sum", 0.9, 5), ("energy", 0.9, 3)])
 def test_counts_are_those_of_sd_scripts(method: Method, parameter: float, expected: int) -> None:
     """Run with sd-scripts on a layer with these singular values: 3, 5, 3."""
@@ -33,7 +32,6 @@ def test_counts_are_those_of_sd_scripts(method: Method, parameter: float, expect
     assert count(torch.tensor([1.0]), request) <= 2
 
 
-@pytest.mark.ledger("KS-46")
 @pytest.mark.parametrize("form", ["kohya", "peft", "ai_toolkit", "comfy", "diffsynth", "onetrainer"])
 def test_a_smaller_rank_keeps_the_best(make_lora: MakeLora, tmp_path: Path, form: str) -> None:
     lora = make_lora("a", seed=1, rank=6, alpha=3.0, format=form)
@@ -63,7 +61,6 @@ def test_ranks_do_not_grow(make_lora: MakeLora, tmp_path: Path) -> None:
     assert report.kept == pytest.approx((1.0, 1.0))
 
 
-@pytest.mark.ledger("KS-46")
 @pytest.mark.parametrize(("method", "parameter"), [("ratio", 2.0), ("energy", 0.8), ("sum", 0.6)])
 def test_rank_by_method(make_lora: MakeLora, tmp_path: Path, method: Method, parameter: float) -> None:
     lora = make_lora("a", seed=1, rank=12, alpha=12.0)

@@ -11,7 +11,6 @@ from fluxsmith.io.safetensors import save_weights
 from fluxsmith.tools.weights import weight_report
 
 
-@pytest.mark.ledger("KS-46")
 def test_factors_and_everything(make_lora: Callable[..., Path], tmp_path: Path) -> None:
     lora = make_lora("a", seed=1)
     tensors = tensors_of(lora)

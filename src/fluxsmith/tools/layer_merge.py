@@ -116,7 +116,13 @@ class LayerMerge:
 
 @torch.no_grad()
 def merged_weight(path: str, shares: Sequence[tuple[Weighted, LayerState]], weight: Tensor) -> Tensor:
-    """The weight (out, in), fp32, that a layer has with these adapters attached in this order."""
+    """The weight that a layer has with these adapters attached in this order; `weight` (out, in), fp32, is used up."""
+    if all(part.is_plain_lora and part.rows for _, layer in shares for part in layer.parts):
+        for item, layer in shares:
+            for part in layer.parts:
+                up, down = part.up.to(weight), part.down.to(weight)
+                weight[part.start : part.stop].addmm_(up, down, alpha=part.scale * item.strength)
+        return weight
     base = Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     base.weight = nn.Parameter(weight, requires_grad=False)
     made = [_adapter(path, item, layer, base) for item, layer in shares]

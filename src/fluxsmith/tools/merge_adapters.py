@@ -163,7 +163,7 @@ class _Making:
             why = f"what {layer.kind} adds depends on the weight it is for" if not adds_only(layer) else "the file does not tell its size"
             raise ModelFileError(f"{path} cannot be merged without the base model", where=item.name, why=why, fix="give --base MODEL")
         weight = self._weight(path)
-        return merged_weight(path, shares, weight) - weight
+        return merged_weight(path, shares, weight.clone()) - weight
 
     def _weight(self, path: str) -> Tensor:
         role, _, name = path.partition(".")

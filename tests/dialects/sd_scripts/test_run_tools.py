@@ -108,7 +108,6 @@ def test_convert(files: tuple[Path, Path], fixtures_root: Path) -> None:
     assert call("convert_flux_lora --src_path a.safetensors --dst_path back.safetensors") == 2  # a is in sd-scripts' names
 
 
-@pytest.mark.ledger("KS-46")
 def test_resize(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert call("networks/resize_lora.py --model a.safetensors --save_to out.safetensors --new_rank 2 --verbose") == 0
     out = capsys.readouterr().out
@@ -120,7 +119,6 @@ def test_resize(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) ->
     assert tensors_of(Path("out.safetensors"))["lora_unet_single_blocks_2_linear1.lora_up.weight"].dtype == torch.float16
 
 
-@pytest.mark.ledger("KS-46")
 def test_check(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert call("networks/check_lora_weights.py a.safetensors") == 0
     lines = capsys.readouterr().out.splitlines()
