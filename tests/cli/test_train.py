@@ -169,7 +169,7 @@ def test_resume_with_a_changed_run_is_refused_with_a_diff(tiny_run_file: Make, t
     [
         (["train.stepz=3"], 2, "train.stepz"),
         (["train.steps=0"], 2, "train.steps"),
-        (["optim.options.momentum=0.5"], 2, "adamw has no argument momentum"),
+        (["optim.options.momentum=0.5"], 2, "adamw has no option momentum"),
         (["adapter.targets=nothing_like_this"], 2, "nothing_like_this"),
         (["data.0.path=nowhere"], 3, "nowhere"),
         (["data.0.batch_size=50"], 0, ""),  # a warning: one batch of what is there

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from fluxsmith.data import dataset
+from fluxsmith.data import loading, wanted
 from fluxsmith.io.durable import Disk
 from fluxsmith.io.manifest import numbered_folders
+from fluxsmith.optim import schedules
 from fluxsmith.optim.schedules import factor
 from fluxsmith.train import checkpoint, trainer
 from fluxsmith.train.metrics import Metrics
@@ -59,7 +60,7 @@ def schedule_from_local_step() -> None:
         first[0] = self.step
 
     trainer.Trainer._resume = resume
-    trainer.factor = lambda config, step, total: factor(config, step - first[0], total)
+    schedules.factor = lambda config, step, total: factor(config, step - first[0], total)
 
 
 def no_average() -> None:
@@ -171,7 +172,8 @@ def folder_not_synced() -> None:
 
 def key_without_caption() -> None:
     """Cached text states are found whatever the caption says."""
-    dataset.text_key = lambda caption, encoder: "one key for all"
+    for module in (wanted, loading):
+        module.text_key = lambda caption, encoder: "one key for all"
 
 
 MUTANTS: dict[str, tuple[Callable[[], None], str]] = {  # name -> fault, and the check that should see it

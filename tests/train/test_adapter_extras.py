@@ -23,6 +23,7 @@ def weights(folder: Path, step: int) -> bytes:
 @pytest.mark.parametrize("split", [False, True])
 def test_ggpo_acts_from_the_second_step_and_resumes_exactly(tiny_run: Make, tmp_path: Path, split: bool) -> None:
     common = {"adapter.split_qkv": split, "checkpoint.every": 1, "checkpoint.keep": 9}
+    common |= {"memory.reference_rounding": True}  # layers with noise are never multiplied in the lean way
     train(load_config(tiny_run(tmp_path / "plain", {**common, "train.steps": 3})).config)
     train(load_config(tiny_run(tmp_path / "straight", {**common, **GGPO, "train.steps": 4})).config)
     assert weights(tmp_path / "plain", 1) == weights(tmp_path / "straight", 1)

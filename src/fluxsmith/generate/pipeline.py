@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,13 @@ from fluxsmith.generate.request import Picture, Request
 from fluxsmith.generate.samplers import SAMPLERS, Callback, Velocity
 from fluxsmith.generate.schedule import sigmas
 from fluxsmith.io.sources import resolve
+from fluxsmith.memory.modulation import Conditioning, announce
 from fluxsmith.models.assembly import Level, Models, TextStates, velocity
+from fluxsmith.models.backends import backend
 from fluxsmith.models.files import locate
+from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.loading import LazyModels, Loading
+from fluxsmith.models.ops import use_attention
 from fluxsmith.models.packing import token_count
 from fluxsmith.models.stream import Conditioner
 from fluxsmith.models.tiling import tiled_decode, tiled_encode
@@ -45,10 +49,12 @@ class Pipeline:
         self.loras: list[AdapterSet] = []
 
     @classmethod
-    def load(cls, model: PluginConfig | Mapping[str, Any], *, device: str = "auto", dtype: torch.dtype | None = None) -> "Pipeline":
+    def load(
+        cls, model: PluginConfig | Mapping[str, Any], *, device: str = "auto", dtype: torch.dtype | None = None, attention: str = "auto"
+    ) -> "Pipeline":
         """Load all parts of a `model` section (or a dict with its keys).
 
-        `dtype` of the transformer: fp32 on the CPU and bf16 on a card by default.
+        `dtype` of the transformer: fp32 on the CPU and bf16 on a card by default; `attention` names a kernel of `models/backends.py`.
         """
         model = model if isinstance(model, PluginConfig) else load_model({"model": dict(model)})
         place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
@@ -57,7 +63,11 @@ class Pipeline:
         dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
         lazy = LazyModels(locate(model), model, place, Loading(dtype))
         lazy.files.check(lazy.facts.roles)
-        return cls(lazy.get(lazy.facts.roles), realise(model).sampling_defaults())
+        attend = backend(attention, place, trains=False, masked=lazy.facts.mask_text)
+        models = lazy.get(lazy.facts.roles)
+        if models.dit is not None:
+            use_attention(models.dit, attend)
+        return cls(models, realise(model).sampling_defaults())
 
     def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
         """Add a LoRA of any readable format at a weight; several add up. Raises ModelFileError if it does not fit this model."""
@@ -107,16 +117,32 @@ class Pipeline:
             x = (1 - levels[0]) * clean + levels[0] * x
         condition = None if request.control_image is None else fitted(request.control_image, request).to(device)
         controls = self.models.conditioners(condition)
-        positive = self._velocity(request.prompt, request, controls)
-        negative = self._velocity(request.negative, request, controls) if request.cfg != 1 else None
+        texts = [self._text(prompt) for prompt in ([request.prompt, request.negative] if request.cfg != 1 else [request.prompt])]
+        announce(dit, self._conditionings(texts, request, levels.tolist()))
+        positive, *others = [self._velocity(text, request, controls) for text in texts]
+        negative = others[0] if others else None
         return SAMPLERS[request.sampler](guided(positive, negative, request.cfg), x, levels, callback)
 
-    def _velocity(self, prompt: str, request: Request, controls: Sequence[Conditioner]) -> Velocity:
-        dit = self.models.dit
-        if dit is None:
+    def _text(self, prompt: str) -> TextStates:
+        """Text states as the transformer takes them."""
+        first = next(self._dit().parameters())
+        return self.encode(prompt).to(first.device, first.dtype)
+
+    def _dit(self) -> FluxDiT:
+        if self.models.dit is None:
             raise ValueError("the transformer is not loaded")
-        dtype, device = next(dit.parameters()).dtype, next(dit.parameters()).device
-        text = self.encode(prompt).to(device, dtype)
+        return self.models.dit
+
+    def _conditionings(self, texts: Sequence[TextStates], request: Request, levels: Sequence[float]) -> Iterator[Conditioning]:
+        """All inputs of the conditioning path that a request will have, as `_velocity` makes them."""
+        embeds = self._dit().params.guidance_embed
+        for text in texts:
+            for sigma in levels:
+                t, guidance = (torch.full((1,), value, device=text.txt.device) for value in (sigma, float(request.guidance or 0.0)))
+                yield Conditioning(t, guidance if embeds else None, text.pooled)
+
+    def _velocity(self, text: TextStates, request: Request, controls: Sequence[Conditioner]) -> Velocity:
+        dit, device = self._dit(), text.txt.device
         guidance = torch.full((1,), float(request.guidance or 0.0), device=device)
 
         def call(x: Tensor, sigma: float) -> Tensor:

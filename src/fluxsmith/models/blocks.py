@@ -54,7 +54,7 @@ class DoubleStreamBlock(nn.Module):
         txt_qkv = self.txt_attn.qkv(ops.modulate(txt, txt_attn_mod.shift, txt_attn_mod.scale))
         norms = [_norm(txt, self.txt_attn.norm), _norm(img, self.img_attn.norm)]
         q, k, v = ops.heads(torch.cat((txt_qkv, img_qkv), dim=1), norms, pe, num_heads)
-        txt_out, img_out = attention(q, k, v, mask).split((txt.shape[1], img.shape[1]), dim=1)
+        txt_out, img_out = ops.attend(q, k, v, mask).split((txt.shape[1], img.shape[1]), dim=1)
 
         img_q = self.img_attn.norm.query_norm(split_heads(img_qkv, num_heads)[0]) if ip else img_qkv  # before rotation
         img_out = img_out + _ip(img_q, ip, after_block=False) if ip else img_out
@@ -102,7 +102,7 @@ class SingleStreamBlock(nn.Module):
         q, k, v = ops.heads(qkv, [_norm(x, self.norm)], pe, self.num_heads)
         length, rest = txt.shape[1], 0 if self.advances_text else txt.shape[1]
         q, mlp, x = (q[:, :, rest:], mlp[:, rest:], x[:, rest:]) if rest else (q, mlp, x)
-        out = attention(q, k, v, mask)
+        out = ops.attend(q, k, v, mask)
         out = out + _ip(q, ip, after_block=False) if ip else out
         x = ops.gate(x, mod.gate, ops.linear(self.linear2, (out, mlp), (False, True))[0])
         if rest:

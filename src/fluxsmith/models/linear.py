@@ -18,6 +18,8 @@ Factors = tuple[Tensor, Tensor, Tensor]  # down (rank, in), up (out, rank), scal
 class Linear(nn.Linear):
     """nn.Linear with an ordered slot `adapters`; an adapter is called as `adapter(x, y) -> y`."""
 
+    is_lean = True  # False: each adapter after the base product, with every rounding between
+
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, device: str | None = None) -> None:
         super().__init__(in_features, out_features, bias=bias, device=device)
         self.adapters = nn.ModuleDict()
@@ -73,7 +75,7 @@ class Linear(nn.Linear):
 
     def factors(self) -> "Factors | None":
         """What the adapters add, if that is one pair of factors on a weight that is stored as it is; otherwise None."""
-        if len(self.adapters) != 1 or type(self).matmul is not Linear.matmul or self.weight.requires_grad:
+        if not self.is_lean or len(self.adapters) != 1 or type(self).matmul is not Linear.matmul or self.weight.requires_grad:
             return None
         (adapter,) = self.adapters.values()
         return adapter.factors() if hasattr(adapter, "factors") else None

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxsmith.models import fused
-from fluxsmith.models.attention import rotate, split_heads
+from fluxsmith.models.attention import attention, rotate, split_heads
 from fluxsmith.models.linear import Linear
 
 Heads = tuple[Tensor, Tensor, Tensor]
@@ -27,6 +27,8 @@ class Ops(NamedTuple):
     """x, gate (B, 1, D), y -> x + gate y."""
     heads: Callable[[Tensor, Sequence[Norm], Tensor, int], Heads]
     """qkv (B, N, 3*H*D), norms of its row blocks, rotary table, H -> q, k, v (B, H, N, D)."""
+    attend: Callable[..., Tensor]
+    """q, k, v (B, H, N, D), mask -> (B, N, H*D); see `backends.py`."""
     linear: Callable[..., tuple[Tensor, ...]]
     """layer, inputs as column blocks, gelu flags, heights of output row blocks -> output blocks; see `Linear.blocks`."""
 
@@ -72,8 +74,8 @@ def lean_linear(layer: Linear, inputs: Sequence[Tensor], gelu: Sequence[bool] = 
     return layer.blocks(inputs, gelu, heights)
 
 
-LEAN = Ops(fused.modulated, fused.gated, lean_heads, lean_linear)
-REFERENCE = Ops(plain_modulate, plain_gate, plain_heads, plain_linear)
+LEAN = Ops(fused.modulated, fused.gated, lean_heads, attention, lean_linear)
+REFERENCE = Ops(plain_modulate, plain_gate, plain_heads, attention, plain_linear)
 
 
 def use(model: nn.Module, ops: Ops) -> None:
@@ -81,3 +83,13 @@ def use(model: nn.Module, ops: Ops) -> None:
     for module in model.modules():
         if isinstance(getattr(module, "ops", None), Ops):
             module.ops = ops  # type: ignore[assignment]  # a plain attribute
+        if isinstance(module, Linear):
+            module.is_lean = ops.linear is lean_linear
+
+
+def use_attention(model: nn.Module, attend: Callable[..., Tensor]) -> None:
+    """Let every block of a model attend in this way."""
+    for module in model.modules():
+        found = getattr(module, "ops", None)
+        if isinstance(found, Ops):
+            module.ops = found._replace(attend=attend)  # type: ignore[assignment]  # a plain attribute
