@@ -64,9 +64,9 @@ def base_is_frozen(config: RunConfig) -> Iterator[Finding]:
         return
     if config.quant is not None and kind(config.quant) != "none":
         yield Finding(("quant",), "a quantised transformer cannot be trained itself", "add [adapter], or remove [quant]")
-    if config.memory.swap_blocks:
+    if config.memory.streams:
         fix = "add [adapter], or write memory.fused_update and memory.checkpointing instead"
-        yield Finding(("memory", "swap_blocks"), "blocks that are trained cannot be swapped", fix)
+        yield Finding(("memory", config.memory.streams), "blocks that are trained cannot be swapped", fix)
     yield from _preserve(config)
 
 
@@ -90,17 +90,44 @@ def fused_update(config: RunConfig) -> Iterator[Finding]:
 
 
 def memory(config: RunConfig) -> Iterator[Finding]:
-    """Swapping and offloading lean on recomputation, and exclude each other."""
-    part = config.memory
-    for name, is_on in (("checkpointing_offload", part.checkpointing_offload), ("swap_blocks", part.swap_blocks > 0)):
-        if is_on and not part.checkpointing:
-            fix = f"write memory.checkpointing = true, or remove {name}"
-            yield Finding(("memory", name), f"memory.{name} needs memory.checkpointing", fix)
-    if part.checkpointing_offload and part.swap_blocks:
-        fix = "drop one: swap_blocks for few activations, checkpointing_offload for few weights"
+    """Streaming and offloading lean on recomputation, and exclude each other."""
+    part, plan = config.memory, config.memory.checkpointing_plan
+    streams, key = part.streams, part.streams or "swap_blocks"
+    asked = [name for name in ("swap_blocks", "stream_blocks", "offload") if name in part.model_dump(exclude_defaults=True)]
+    offloads = part.checkpointing_offload or (plan is not None and plan.offloaded > 0)
+    needs = {
+        "checkpointing_offload": part.checkpointing_offload,
+        "checkpointing_interval": part.checkpointing_interval > 1,
+        "checkpointing_plan": plan is not None,
+        key: bool(streams),
+    }
+    for name in [name for name, is_on in needs.items() if is_on and not part.checkpointing]:
+        fix = f"write memory.checkpointing = true, or remove {name}"
+        yield Finding(("memory", name), f"memory.{name} needs memory.checkpointing", fix)
+    if len(asked) > 1:
+        yield Finding(("memory", asked[1]), f"memory.{' and memory.'.join(asked)} exclude each other", "keep one of them")
+    if offloads and part.swap_blocks:
+        fix = "drop one: swap_blocks for few activations, checkpointing_offload for few weights; stream_blocks goes with both"
         yield Finding(("memory", "swap_blocks"), "memory.swap_blocks and memory.checkpointing_offload exclude each other", fix)
-    if part.compile and part.swap_blocks:
+    if part.compile and streams:
         yield Finding(("memory", "compile"), "compiled blocks cannot be swapped", "drop one")
+    yield from _kept_blocks(config)
+
+
+def _kept_blocks(config: RunConfig) -> Iterator[Finding]:
+    part, plan = config.memory, config.memory.checkpointing_plan
+    if plan is not None and part.checkpointing_interval > 1:
+        fix = "keep one: the plan counts blocks, the interval spreads them"
+        yield Finding(("memory", "checkpointing_plan"), "checkpointing_plan and checkpointing_interval exclude each other", fix)
+    if part.plan == "auto" and part.model_dump(exclude_defaults=True).keys() & {"checkpointing_plan", "swap_blocks", "offload"}:
+        fix = 'write memory.plan = "off", or remove what it chooses: checkpointing_plan, swap_blocks, offload'
+        yield Finding(("memory", "plan"), 'memory.plan = "auto" chooses blocks by itself', fix)
+    if part.card is not None and part.plan == "off":
+        yield Finding(("memory", "card"), "memory.card has no effect", 'write memory.plan = "auto" (fluxsmith plan takes --card)')
+    kind_of_control = config.control and any(entry.model_dump().get("train") for entry in config.control)
+    if part.modulation == "lookahead" and config.adapter is None and not kind_of_control and "dit" in config.train.components:
+        fix = 'write memory.modulation = "auto"'
+        yield Finding(("memory", "modulation"), "modulation layers that are trained cannot be evaluated ahead", fix)
 
 
 def objective(config: RunConfig) -> Iterator[Finding]:

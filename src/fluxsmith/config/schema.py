@@ -11,6 +11,7 @@ from pydantic import AliasChoices, Field, NonNegativeFloat, NonNegativeInt, Posi
 from fluxsmith.config.choice import Choice
 from fluxsmith.config.dataset import DatasetConfig
 from fluxsmith.config.foreign import check_allowed
+from fluxsmith.config.memory import MemoryConfig
 from fluxsmith.config.section import PluginConfig, Section
 
 Component = Literal["dit", "clip_l", "t5xxl", "ae"]
@@ -107,23 +108,6 @@ class NoiseConfig(Section):
     """Draw that factor uniformly between 0 and `input_noise` for each sample."""
     guidance: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat] = 1.0
     """Value of the guidance embedder, or (low, high) drawn uniformly per sample; models without the embedder ignore it."""
-
-
-class MemoryConfig(Section):
-    """Where things live and what is recomputed."""
-
-    checkpointing: bool = False
-    """Recompute activations in backward instead of keeping them."""
-    checkpointing_offload: bool = False
-    """Keep the inputs of recomputed blocks in host memory; needs `checkpointing`."""
-    swap_blocks: int = Field(default=0, ge=0)
-    """Blocks of the transformer whose weights wait in host memory, half of the number double blocks, twice the rest single ones."""
-    fused_update: Literal["off", "tensor", "block"] = "off"
-    """Update inside the backward pass and free gradients at once, tensor by tensor or block by block; needs `train.accumulation = 1`."""
-    compile: bool = False
-    """Compile each block with torch.compile."""
-    reference_rounding: bool = False
-    """Round every intermediate as the original implementation does, step by step; slower, for comparisons."""
 
 
 class EmaConfig(Section):

@@ -1,21 +1,28 @@
-"""Blocks whose weights wait in host memory and visit the device only while they compute.
+"""Blocks whose weights wait on the host and visit the device only while they compute: block swap, streaming, grouped offload.
 
 The weights are frozen, so nothing is ever copied back. Under activation checkpointing a block comes once for the forward and once for
-the backward pass; the graph of the recomputed block holds its visiting weights until its gradients are done.
+the backward pass; what its recomputation keeps are views of the slot, which stays untouched until an earlier block is called, and that
+happens only when the block's own gradients are done.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fluxsmith.config.memory import MemoryConfig
 from fluxsmith.errors import ConfigError
+from fluxsmith.memory.masters import Host, frozen, move_resident, own, take_out
+from fluxsmith.memory.slots import Copier, Lane, Schedule
 from fluxsmith.models.blocks import Mods
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.layers import Modulation
 
-ADAPTERS = ".adapters."
+__all__ = ["BlockSwap", "Streaming", "evenly", "move_resident", "streaming", "swapped_blocks"]
+
+SLOTS = 2
 
 
 def swapped_blocks(count: int, depth: int, depth_single: int) -> list[int]:
@@ -28,75 +35,106 @@ def swapped_blocks(count: int, depth: int, depth_single: int) -> list[int]:
     if doubles > max(0, depth - 2) or singles > max(0, depth_single - 2):
         fits = [n for n in range(count) if n // 2 <= max(0, depth - 2) and 2 * (n - n // 2) <= max(0, depth_single - 2)]
         why = f"{doubles} of {depth} double and {singles} of {depth_single} single blocks; two of each stay"
-        raise ConfigError(f"memory.swap_blocks = {count} is too many", why=why, fix=f"use at most {fits[-1]}")
+        fix = f"use at most {fits[-1]}, or memory.stream_blocks, which takes any of them"
+        raise ConfigError(f"memory.swap_blocks = {count} is too many", why=why, fix=fix)
     return [*range(depth - doubles, depth), *range(depth + depth_single - singles, depth + depth_single)]
 
 
-class BlockSwap:
-    """Host masters of some blocks' weights. `attach` frees the device's copies; adapters inside the blocks stay where they are."""
+def evenly(count: int, total: int) -> list[int]:
+    """`count` of `total` block numbers, evenly spaced, so that every copy has computing to hide behind."""
+    if count > total:
+        raise ConfigError(f"memory.stream_blocks = {count} is too many", why=f"there are {total} blocks", fix='write "all"')
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
-    def __init__(self, dit: FluxDiT, indices: Iterable[int], device: torch.device) -> None:
+
+class Streaming(NamedTuple):
+    """Which blocks travel, and how."""
+
+    indices: tuple[int, ...] = ()
+    per_unit: int = 1
+    """Blocks that travel together."""
+    slots: int = SLOTS
+    prefetch: bool = True
+
+
+def streaming(memory: MemoryConfig, depth: int, depth_single: int) -> Streaming:
+    """What a config asks for; no indices if nothing. Raises ConfigError for numbers that a model of this depth cannot meet."""
+    total = depth + depth_single
+    if memory.offload is not None:
+        per_unit = 1 if memory.offload.level == "leaf" else min(memory.offload.blocks_per_group, total)
+        return Streaming(tuple(range(total)), per_unit, SLOTS if memory.offload.streams else 1, memory.offload.streams)
+    if memory.stream_blocks:
+        return Streaming(tuple(evenly(total if memory.stream_blocks == "all" else memory.stream_blocks, total)))
+    return Streaming(tuple(swapped_blocks(memory.swap_blocks, depth, depth_single)))
+
+
+class BlockSwap:
+    """Host masters of some blocks' weights. `attach` makes the calls bring them in; adapters inside the blocks stay where they are."""
+
+    def __init__(
+        self, dit: FluxDiT, how: Streaming, device: torch.device, *, host: Host | None = None, copier: Copier | None = None
+    ) -> None:
         self.dit = dit
         self.device = device
-        self.masters: dict[nn.Module, dict[str, Tensor]] = {}  # of blocks, and apart from them of their modulations
-        blocks = dit.blocks
-        for index in indices:
-            self._take(blocks[index])
-
-    def _take(self, block: nn.Module) -> None:
-        """Modulations are run apart from their block, so they have masters of their own."""
-        master = _moved_out(block, pin=self.device.type == "cuda")
-        for path, module in block.named_modules():
-            if isinstance(module, Modulation):
-                own = {name: tensor for name, tensor in master.items() if name.startswith(f"{path}.")}
-                self.masters[module] = {name.removeprefix(f"{path}."): tensor for name, tensor in own.items()}
-                master = {name: tensor for name, tensor in master.items() if name not in own}
-        self.masters[block] = master
+        host = host or Host(pin=device.type == "cuda")
+        blocks, chosen = dit.blocks, sorted(how.indices)
+        self.place: dict[nn.Module, tuple[int, int]] = {}  # block -> unit, number within it
+        self.mod_place: dict[nn.Module, tuple[int, int]] = {}
+        masters, mod_masters = [], []
+        for unit, group in enumerate(chosen[i : i + how.per_unit] for i in range(0, len(chosen), how.per_unit)):
+            mods = [module for i in group for module in blocks[i].modules() if isinstance(module, Modulation) and frozen(module)]
+            if mods:  # run apart from their block, so they have masters of their own
+                self.mod_place |= {module: (len(mod_masters), number) for number, module in enumerate(mods)}
+                mod_masters.append(take_out(mods, host))
+            self.place |= {blocks[index]: (unit, number) for number, index in enumerate(group)}
+            masters.append(take_out([blocks[index] for index in group], host))
+        self.lane = Lane(masters, device, Schedule(len(masters), how.slots, prefetch=how.prefetch), copier)
+        self.mod_lane = Lane(mod_masters, device, Schedule(len(mod_masters), how.slots, prefetch=how.prefetch), copier)
+        self.before: tuple[int, int] = (-1, -1)
+        self.views: dict[str, Tensor] = {}
 
     def attach(self) -> None:
-        """From now on `dit.call` brings weights in for each call of a swapped block."""
-        run = self.dit.call
+        """From now on `dit.call` and `dit.run_modulation` bring weights in for each call of a swapped block."""
+        run, run_modulation = self.dit.call, self.dit.run_modulation
+
         def call(block: nn.Module, *inputs: object) -> tuple[Tensor, Tensor]:
-            master = self.masters.get(block)
-            if master is None:
-                return run(block, *inputs)
-            return functional_call(block, self._visiting(master), inputs)
+            place = self.place.get(block)
+            return run(block, *inputs) if place is None else functional_call(block, self._block(place), inputs)
 
         def modulation(module: nn.Module, vec: Tensor) -> Mods:
-            master = self.masters.get(module)
-            return module(vec) if master is None else functional_call(module, self._visiting(master), (vec,))
+            place = self.mod_place.get(module)
+            return run_modulation(module, vec) if place is None else functional_call(module, self._modulation(place, vec), (vec,))
 
-        self.dit.call, self.dit.run_modulation = call, modulation
+        self.dit.call = call
+        if self.mod_place:
+            self.dit.run_modulation = modulation
 
-    def _visiting(self, master: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in master.items()}
+    def _block(self, place: tuple[int, int]) -> dict[str, Tensor]:
+        is_next_of_unit = place[0] == self.before[0] and place[1] > self.before[1]
+        self.before = place
+        if not is_next_of_unit:
+            self.views = self.lane.bring(place[0], returns=torch.is_grad_enabled())
+        return own(self.views, place[1])
+
+    def _modulation(self, place: tuple[int, int], vec: Tensor) -> dict[str, Tensor]:
+        """Modulations are not recomputed; where a backward pass will read their weights it gets copies of its own."""
+        if torch.is_grad_enabled() and vec.requires_grad:
+            master = self.mod_lane.masters[place[0]]
+            views = master.views(master.buffer.to(self.device, non_blocking=True))
+        else:
+            views = self.mod_lane.bring(place[0])
+        return own(views, place[1])
 
     @property
     def host_bytes(self) -> int:
         """Size of all masters."""
-        return sum(tensor.numel() * tensor.element_size() for master in self.masters.values() for tensor in master.values())
+        return self.lane.host_bytes + self.mod_lane.host_bytes
 
 
-@torch.no_grad()
-def move_resident(module: nn.Module, device: torch.device) -> None:
-    """Everything that has memory goes to the device; parameters keep their identity, so an optimizer may hold them already."""
-    for param in module.parameters():
-        if param.device.type != "meta":
-            param.data = param.data.to(device)
-    for owner in module.modules():
-        for name, buffer in [*owner.named_buffers(recurse=False)]:
-            setattr(owner, name, buffer.to(device))
-
-
-@torch.no_grad()
-def _moved_out(block: nn.Module, *, pin: bool) -> dict[str, Tensor]:
-    """The block's frozen tensors on the host; in the block they are left without memory."""
-    master: dict[str, Tensor] = {}
-    for name, param in [*block.named_parameters()]:
-        if ADAPTERS in f".{name}" or param.requires_grad:
-            continue
-        host = param.detach().cpu()
-        master[name] = host.pin_memory() if pin else host
-        owner_name, _, leaf = name.rpartition(".")
-        setattr(block.get_submodule(owner_name), leaf, nn.Parameter(torch.empty_like(param, device="meta"), requires_grad=False))
-    return master
+def checked(how: Streaming, recomputed: Sequence[bool]) -> None:
+    """Raise ConfigError where a streamed block would keep its weights for the backward pass instead of coming again."""
+    bad = [index for index in how.indices if not recomputed[index]]
+    if bad:
+        why = f"blocks {', '.join(map(str, bad[:4]))} are streamed and not recomputed"
+        fix = "write memory.checkpointing = true with checkpointing_interval = 1 and no kept or selective blocks, or stream fewer"
+        raise ConfigError("streamed blocks must be recomputed in the backward pass", why=why, fix=fix)

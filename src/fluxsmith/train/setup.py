@@ -7,7 +7,7 @@ then is the transformer loaded.
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,18 +21,22 @@ from fluxsmith.data.checks import check_fits
 from fluxsmith.data.dataset import PreparedData, prepare
 from fluxsmith.data.types import Encoders
 from fluxsmith.events import Bus, PhaseStarted, Warned
-from fluxsmith.memory.block_swap import BlockSwap, move_resident, swapped_blocks
-from fluxsmith.memory.checkpoint import checkpoint_blocks
+from fluxsmith.memory.block_swap import BlockSwap, checked, streaming
+from fluxsmith.memory.checkpoint import checkpoint_blocks, modes_of
+from fluxsmith.memory.masters import Host, move_resident
+from fluxsmith.memory.modulation import LookAhead
 from fluxsmith.models.assembly import Control, Models, TextStates
+from fluxsmith.models.backends import backend
 from fluxsmith.models.family.base import FamilyFacts
 from fluxsmith.models.files import ModelFiles, locate
 from fluxsmith.models.fill import ByBlock
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.loading import LazyModels, Loading
-from fluxsmith.models.ops import REFERENCE, use
+from fluxsmith.models.ops import REFERENCE, use, use_attention
 from fluxsmith.quant.base import by_block, quantise
 from fluxsmith.train.distributed import World
 from fluxsmith.train.ema import Ema
+from fluxsmith.train.lookahead import Refill, obstacle
 from fluxsmith.train.plan import BatchPlan
 from fluxsmith.train.trained import DTYPES, Trained, train_adapter, train_modules
 
@@ -54,6 +58,7 @@ class Parts:
     total_steps: int
     prompts: dict[str, TextStates] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    refill: Refill | None = None  # with modulation look-ahead: to be called before each step
     started_at: float = field(default_factory=time.time)  # Unix time, for metadata only
 
 
@@ -68,6 +73,9 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
         bus.send(PhaseStarted("quantise", realise(config.quant).require(world.device)))
     roles = roles_needed(config, objective)
     files.check(roles)
+    backend(
+        config.memory.attention, world.device, trains=True, masked=family(config).mask_text
+    )  # refused now rather than after an hour of caching
     lazy = LazyModels(files, config.model, world.device, _loading(config, world.device))
 
     data = _prepare(config, objective, lazy, world, bus)
@@ -87,13 +95,17 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
     trained = _trained(config, models)
     models.adapters = trained.adapters
     optimizer = realise(config.optim).build(trained.groups)
-    if models.dit is not None:
-        _memory(config, models, world.device)
+    host = Host(pin=world.device.type == "cuda", say=lambda text: bus.send(Warned(text)))
+    lookahead = _look_ahead(config, models, (world.device, host), obstacle(config, models, trained, objective), bus)
+    refill = None if lookahead is None else Refill(lookahead, models, objective, data, world)
+    _memory(config, models, world.device, host)
     plan = BatchPlan(data.batches, config.train.accumulation, world.size)
     ema = Ema(trained.params, config.train.ema.decay) if config.train.ema else None
     total = plan.total_steps(config.train.steps, config.train.epochs)
     facts = {"data": data.digest, "models": files.digests(roles), "world_size": world.size}
-    return Parts(config, world, models, files, trained, objective, optimizer, ema, data, plan, total, prompts=prompts, facts=facts)
+    return Parts(
+        config, world, models, files, trained, objective, optimizer, ema, data, plan, total, prompts=prompts, facts=facts, refill=refill
+    )
 
 
 def _merge_adapters(config: RunConfig, models: Models) -> None:
@@ -131,7 +143,8 @@ def _trained(config: RunConfig, models: Models) -> Trained:
 
 def _loading(config: RunConfig, device: torch.device) -> Loading:
     """Swapped blocks never see the device as a whole; quantised text encoders have caches of their own."""
-    place = torch.device("cpu") if config.memory.swap_blocks else None
+    is_kept_back = config.memory.streams or (_wants_lookahead(config, device) and config.adapter is not None and not config.control)
+    place = torch.device("cpu") if is_kept_back else None
     if config.quant is None:
         return Loading(base_dtype(config, device), place)
     options = config.quant.model_dump()
@@ -154,21 +167,50 @@ def base_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
     return DTYPES[config.train.base_dtype]
 
 
-def _memory(config: RunConfig, models: Models, device: torch.device) -> None:
+def _look_ahead(config: RunConfig, models: Models, place: tuple[torch.device, Host], why_not: str, bus: Bus) -> LookAhead | None:
+    """Modulation weights leave the device where the config wants it and nothing needs them there; said aloud where something does."""
+    device, host = place
+    wish = config.memory.modulation
+    if models.dit is None or not _wants_lookahead(config, device):
+        return None
+    if why_not:
+        if wish == "lookahead" or "no modulation layers" not in why_not:
+            bus.send(Warned(f"modulation weights stay on the device: {why_not}"))
+        return None
+    made = LookAhead(models.dit, device, host=host)
+    made.attach()
+    return made
+
+
+def _wants_lookahead(config: RunConfig, device: torch.device) -> bool:
+    """On the CPU, weights that leave the device would gain nothing: only where it is asked for."""
+    return config.memory.modulation == "lookahead" or (config.memory.modulation == "auto" and device.type == "cuda")
+
+
+def _memory(config: RunConfig, models: Models, device: torch.device, host: Host) -> None:
     if models.dit is None:
         return
-    if config.memory.reference_rounding:
-        use(models.dit, REFERENCE)
-    if config.memory.swap_blocks:
-        indices = swapped_blocks(config.memory.swap_blocks, models.dit.params.depth, models.dit.params.depth_single_blocks)
-        BlockSwap(models.dit, indices, device).attach()
-        move_resident(models.dit, device)
-    if config.memory.checkpointing:
-        for net in (models.dit, *(control.net for control in models.controls)):
-            if isinstance(net, FluxDiT):
-                checkpoint_blocks(net, offload=config.memory.checkpointing_offload)
-    if config.memory.compile:
-        for block in models.dit.blocks:
+    dit, memory = models.dit, config.memory
+    if memory.reference_rounding:
+        use(dit, REFERENCE)
+    attend = backend(memory.attention, device, trains=True, masked=models.mask_text)
+    for net in (dit, *(control.net for control in models.controls)):
+        use_attention(net, attend)
+    depth, depth_single = dit.params.depth, dit.params.depth_single_blocks
+    how = streaming(memory, depth, depth_single)
+    modes = modes_of(memory, depth, depth_single)
+    if how.indices:
+        checked(how, [mode in ("boundary", "offloaded") for mode in modes])
+        masters = host if memory.offload is None or memory.offload.disk is None else replace(host, disk=memory.offload.disk)
+        BlockSwap(dit, how, device, host=masters).attach()
+    move_resident(dit, device)
+    if memory.checkpointing:
+        checkpoint_blocks(dit, modes)
+        for control in models.controls:
+            if isinstance(control.net, FluxDiT):
+                checkpoint_blocks(control.net, offload=memory.checkpointing_offload)
+    if memory.compile:
+        for block in dit.blocks:
             block.compile(dynamic=False)
 
 

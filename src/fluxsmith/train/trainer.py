@@ -145,6 +145,9 @@ class Trainer:
         parts, world = self.parts, self.parts.world
         parts.trained.train_mode(True)
         self.update.begin(self.step)
+        if parts.refill is not None:
+            with self.precision.autocast():
+                parts.refill(self.step, parts.plan, parts.total_steps)
         loss, samples = self._gradients(self.step)
         loss = float(world.mean(torch.tensor(loss, dtype=torch.float64)).item()) if world.size > 1 else loss
         grad_norm, extras = self.update.ready(), {}

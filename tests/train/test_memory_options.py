@@ -1,0 +1,92 @@
+"""Memory options in whole runs: the same losses, weights and states as without them; look-ahead falls back and says why."""
+
+import pytest
+import tiny_run
+import torch
+from ran import Go, same
+
+from fluxsmith.config.load import load_config
+from fluxsmith.errors import ConfigError
+from fluxsmith.events import Warned
+from fluxsmith.memory.modulation import LookAhead
+
+LORA = {**tiny_run.LORA, "adapter.targets": "blocks", "train.accumulation": 1}
+EVERYWHERE = {**LORA, "adapter.targets": "all"}
+WAYS = {
+    "streamed": {"memory.checkpointing": True, "memory.stream_blocks": "all"},
+    "grouped": {"memory.checkpointing": True, "memory.offload": {"blocks_per_group": 2}},
+    "offloaded boundaries": {"memory.checkpointing": True, "memory.checkpointing_offload": True, "memory.stream_blocks": 1},
+    "selective": {"memory.checkpointing": True, "memory.checkpointing_plan": {"selective": 1, "keep": 1}},
+    "interval": {"memory.checkpointing": True, "memory.checkpointing_interval": 2},
+    "look-ahead": {"memory.modulation": "lookahead"},
+    "everything": {"memory.checkpointing": True, "memory.stream_blocks": "all", "memory.modulation": "lookahead"},
+}
+
+
+def warnings(ran: object) -> list[str]:
+    return [event.message for event in ran.of(Warned) if "modulation" in event.message]  # type: ignore[attr-defined]
+
+
+@pytest.mark.ledger("KS-22")
+@pytest.mark.ledger("ST-08")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_ends_in_the_same_bits(go: Go, way: str) -> None:
+    plain, other = go(LORA, "plain"), go({**LORA, **WAYS[way]}, "other")
+    assert other.error is None
+    assert plain.losses == other.losses
+    assert same(plain.weights, other.weights)
+    assert warnings(other) == []
+
+
+@pytest.mark.ledger("FS-04")
+def test_adapters_on_modulation_train_within_a_millionth(go: Go) -> None:
+    plain, other = go(EVERYWHERE, "plain"), go({**EVERYWHERE, "memory.modulation": "lookahead"}, "other")
+    assert [float.fromhex(loss) for loss in other.losses] == pytest.approx([float.fromhex(loss) for loss in plain.losses], rel=1e-6)
+    assert any("mod" in name for name in other.weights)
+    for name, weight in plain.weights.items():
+        torch.testing.assert_close(other.weights[name], weight, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.ledger("FS-04")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({**tiny_run.LORA, "adapter.targets": "all", "adapter.type": "dora"}, "needs the weight"),
+        ({**tiny_run.LORA, "adapter.targets": "blocks", "cache.text": "off"}, "text is encoded at each step"),
+    ],
+)
+def test_it_falls_back_and_says_why(go: Go, changes: tiny_run.Options, reason: str) -> None:
+    changes = {**changes, "train.accumulation": 1}
+    plain, other = go(changes, "plain"), go({**changes, "memory.modulation": "lookahead"}, "other")
+    assert len(warnings(other)) == 1
+    assert reason in warnings(other)[0]
+    assert plain.losses == other.losses
+    assert same(plain.weights, other.weights)
+
+
+def test_a_trained_transformer_is_refused_before_the_run() -> None:
+    plain = {"model": {"type": "flux1"}, "train": {"steps": 1}, "data": [{"type": "folder", "path": "x"}], "run": {"dir": "y"}}
+    with pytest.raises(ConfigError, match="trained cannot be evaluated ahead"):
+        load_config({**plain, "memory": {"modulation": "lookahead"}})
+
+
+@pytest.mark.ledger("FS-04")
+def test_one_sweep_serves_many_steps_and_samples_have_their_own(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept: list[str] = []
+    sweep = LookAhead.sweep
+    monkeypatch.setattr(LookAhead, "sweep", lambda self, coming, *, name: (swept.append(name), sweep(self, coming, name=name))[1])
+    sample = [{"prompt": "a red circle", "width": 32, "height": 32, "steps": 2, "first": False}]
+    ran = go({**LORA, "memory.modulation": "lookahead", "sample": sample, "train.dry_step": False})
+    assert ran.error is None
+    assert swept == ["steps", "request"]
+
+
+@pytest.mark.ledger("KS-22")
+def test_a_run_is_continued_with_other_memory_options_to_the_same_bits(go: Go) -> None:
+    changes = {**LORA, "schedule": {"name": "constant"}, "train.ema": None}
+    whole = go({**changes, "train.steps": 4}, "whole")
+    go({**changes, "train.steps": 2}, "cut")
+    cut = go({**changes, **WAYS["streamed"], "train.steps": 4}, "cut", resume=True)
+    assert cut.error is None
+    assert whole.losses == cut.losses
+    assert same(whole.weights, cut.weights)
