@@ -25,6 +25,7 @@ def to(source: Path, target: Path, name: str, **options: Any) -> ConvertReport:
     return convert(ConvertRequest(source, target, to=name, **options))
 
 
+@pytest.mark.ledger("FS-09")
 @pytest.mark.ledger("KS-46")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("there", ["peft", "ai_toolkit", "comfy", "onetrainer", "lycoris", "bfl_peft", "diffsynth"])
@@ -40,6 +41,19 @@ def test_there_and_back_is_exact(make_lora: MakeLora, tmp_path: Path, there: str
     assert back.layers == len(LAYERS)
     a, b = metadata_of(lora), metadata_of(tmp_path / "back.safetensors")
     assert a == b  # hashes of the same tensors, and every entry kept
+
+
+@pytest.mark.ledger("KS-46")
+def test_fp32_folds_without_rounding(make_lora: MakeLora, tmp_path: Path) -> None:
+    """A strength of 1/3 on bf16 factors is rounded in bf16; in fp32 the effect stays."""
+    lora = make_lora("a", seed=1, rank=3, alpha=1.0, dtype=torch.bfloat16)
+    expected, errors = deltas_of(lora), []
+    for dtype in (None, "fp32"):
+        to(lora, tmp_path / f"{dtype}.safetensors", "diffsynth", **({"dtype": dtype} if dtype else {}))
+        made = deltas_of(tmp_path / f"{dtype}.safetensors")
+        errors.append(max(float((made[name] - expected[name]).abs().max()) for name in made))
+    assert errors[0] > 1e-5
+    assert errors[1] < 1e-6
 
 
 @pytest.mark.ledger("KS-46")
@@ -112,6 +126,7 @@ def test_text_encoders_are_kept(fixtures_root: Path, tmp_path: Path, form: str) 
     assert max(float((made[name] - expected[name]).abs().max()) for name in made) < 1e-6
 
 
+@pytest.mark.ledger("FS-09")
 @pytest.mark.ledger("KS-46")
 @pytest.mark.parametrize(
     ("file", "form", "says"),

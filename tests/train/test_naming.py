@@ -99,7 +99,12 @@ def test_metadata_of_the_users_choice(go: Go, tmp_path: Path) -> None:
     picture = tmp_path / "thumb.png"
     picture.write_bytes(b"\x89PNG")
     extra = {"description": "a cat", "tags": "cat, pet", "thumbnail": str(picture), "preprocessor": "none"}
-    changes = {"checkpoint.ss": {"network_args": '{"a": "b"}'}, "checkpoint.modelspec": extra, "checkpoint.comment": "first try", "noise.min_sigma": 0.1}
+    changes = {
+        "checkpoint.ss": {"network_args": '{"a": "b"}'},
+        "checkpoint.modelspec": extra,
+        "checkpoint.comment": "first try",
+        "noise.min_sigma": 0.1,
+    }
     ran = go({**FOREIGN, **changes})
     metadata = read_header(ran.folder / "weights" / "w.safetensors").metadata
     assert metadata["modelspec.description"] == "a cat"

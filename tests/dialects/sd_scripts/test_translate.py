@@ -49,6 +49,7 @@ def translated(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[st
     return said.out, said.err
 
 
+@pytest.mark.ledger("FS-02")
 @pytest.mark.ledger("KS-52")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_goldens(desk: Path, name: str, capsys: pytest.CaptureFixture[str], update_golden: bool) -> None:

@@ -122,7 +122,19 @@ def convert(state: AdapterState, to: str, *, dtype: torch.dtype | None = None) -
     """
     if to not in FORMATS:
         raise ModelFileError(f"there is no adapter format {to!r}", fix=f"use one of {', '.join(FORMATS)}")
-    return FORMATS[to].write(state, dtype)
+    return FORMATS[to].write(_widened(state) if dtype == torch.float32 else state, dtype)
+
+
+def _widened(state: AdapterState) -> AdapterState:
+    """The same in fp32, so that factors which a format folds in are not rounded to 16 bits on the way."""
+    layers = {}
+    for path, layer in state.layers.items():
+        parts = [
+            part.having(tensors={name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in part.tensors.items()})
+            for part in layer.parts
+        ]
+        layers[path] = replace(layer, parts=tuple(parts))
+    return replace(state, layers=layers)
 
 
 def write_adapter(
