@@ -1,4 +1,4 @@
-"""Whole transformers on quantised bases: how far velocity and adapter gradients are off, which layers are in what, loading block by block."""
+"""Whole transformers on quantised bases: how far velocity and gradients are off, which layers are in what, loading block by block."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fluxsmith.quant.none import Config as NoneConfig
 
 GATES = {"fp8": 4e-2, "int8": 4e-2, "int4": 8e-2, "nf4": 8e-2, "int2": 0.3}  # velocity, relative L2
 ANGLES = {"fp8": 0.99, "int8": 0.99, "int4": 0.97, "nf4": 0.97, "int2": 0.8}  # adapter gradients, cosine
-ADAPTERS = [name for name in plugin_names("fluxsmith.adapters")]
+ADAPTERS = plugin_names("fluxsmith.adapters")
 
 
 def normal_dit() -> FluxDiT:

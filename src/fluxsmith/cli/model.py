@@ -1,21 +1,23 @@
-"""`fluxsmith model ...`: what weights files are. Example: `fluxsmith model identify flux1-dev.safetensors --json`."""
+"""`fluxsmith model ...`: what weights files are, and the same in fewer bits. Example: `fluxsmith model identify flux1-dev.safetensors`."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from fluxsmith.cli.arguments import AsJson, Device, DryRun, Overwrite, Target
 from fluxsmith.errors import FluxsmithError
+from fluxsmith.io.durable import readable_size
 from fluxsmith.io.identify import identify
 
-app = typer.Typer(help="Look at model files.", no_args_is_help=True)
+app = typer.Typer(help="Look at model files, and write them in fewer bits.", no_args_is_help=True)
 UNKNOWN = 4  # exit code: a file is unreadable or of no known kind
 
 
 @app.callback()
 def model() -> None:
-    """Look at model files."""
+    """Look at model files, and write them in fewer bits."""
 
 
 @app.command("identify")
@@ -32,6 +34,48 @@ def identify_files(
             print(_text(record))
     if any(record["role"] == "unknown" for record in records):
         raise typer.Exit(UNKNOWN)
+
+
+@app.command("quantize")
+def quantize_file(  # noqa: PLR0913  as many as it has options
+    model: Annotated[str, typer.Argument(help="Transformer, CLIP-L or T5: a file, folder or hub id.")],
+    out: Target,
+    kind: Annotated[Literal["fp8", "int8", "int4", "int2", "nf4"], typer.Option("--to", help="Kind of quantisation.")],
+    role: Annotated[Literal["dit", "clip_l", "t5xxl"] | None, typer.Option("--role", help="Which model of an all-in-one file.")] = None,
+    modulation: Annotated[
+        Literal["same", "int8", "keep"] | None, typer.Option("--modulation", help="Modulation layers; by default int8 beside 4 and 2 bits.")
+    ] = None,
+    embedders: Annotated[
+        Literal["same", "int8", "keep"] | None, typer.Option("--embedders", help="Layers outside the blocks; by default kept.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="Pattern of layers that stay as they are; may be repeated.")
+    ] = None,
+    group: Annotated[int | None, typer.Option("--group", help="Inputs under one scale, for int4 and int2: 32, 64 or 128.")] = None,
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="int4 and int2 with the same range on both sides of zero.")] = False,
+    dtype: Annotated[Literal["keep", "fp32", "fp16", "bf16"], typer.Option("--dtype", help="Type of what is not quantised.")] = "keep",
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model in fewer bits; layer by layer, so little memory is needed. A run with the same `quant` takes them as they are."""
+    from fluxsmith.tools.quantize import QuantizeRequest, quantize
+
+    asked = {"modulation": modulation, "embedders": embedders, "exclude": exclude, "group": group, "symmetric": symmetric or None}
+    options = {name: value for name, value in asked.items() if value is not None}
+    request = QuantizeRequest(
+        model, out, kind, options, role=role or "", dtype=dtype, device=device, overwrite=overwrite, is_dry_run=dry_run
+    )
+    report = quantize(request)
+    if as_json:
+        print(json.dumps(report.as_record(), indent=1))
+        return
+    layers = ", ".join(f"{count} layers in {form}" for form, count in sorted(report.layers.items()))
+    sizes = f"{readable_size(report.bytes_before)} -> {readable_size(report.bytes_after)}"
+    print(f"{'would write' if dry_run else 'wrote'} {report.target}: {layers}, {sizes}")
+    for note in report.notes:
+        print(f"  note: {note}")
 
 
 def _record(file: str) -> dict[str, Any]:
