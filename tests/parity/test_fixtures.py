@@ -15,6 +15,7 @@ import torch
 from control_checks import check_controlnet, check_controlnet_pixels
 from fixture import Fixture, open_fixture
 from safetensors.torch import load_file
+from step_cache_checks import check_teacache
 from torch import Tensor
 
 from fluxsmith.adapters.formats.state import lora_part
@@ -46,7 +47,7 @@ ELSEWHERE = {
     "flux-dev-lora-tiny": "test_lora.py",
     "text-encoder-lora-tiny": "test_lora.py",
 }
-CONTROLS, DIFFSYNTH, CACHES = "control models", "DiffSynth training and pipeline", "step caches"
+CONTROLS, DIFFSYNTH = "control models", "DiffSynth training and pipeline"
 LATER = {  # kinds that a later issue covers, by its subject
     "attrictrl-tiny": CONTROLS,
     "controlnet-variants-tiny": CONTROLS,
@@ -63,7 +64,6 @@ LATER = {  # kinds that a later issue covers, by its subject
     "redux-tiny": CONTROLS,
     "step1x-tiny": CONTROLS,
     "structure-tiny": CONTROLS,
-    "teacache-trace": CACHES,
     "diffsynth-lora-tiny": DIFFSYNTH,
     "diffsynth-pipeline": DIFFSYNTH,
     "diffsynth-train": DIFFSYNTH,
@@ -360,6 +360,7 @@ CHECKS: dict[str, Callable[[Fixture], None]] = {
     "clip_l-tiny": check_clip,
     "t5-tiny": check_t5,
     "sampler-tiny": check_sampler,
+    "teacache-trace": check_teacache,
     "timestep-sampling": check_timesteps,
     "train-step-tiny": check_train_step,
 }

@@ -43,6 +43,10 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
     tile: Annotated[
         int | None, typer.Option("--tile", help="Autoencoder tile in pixels; 0 never tiles; by default from 1536 x 1536 on.")
     ] = None,
+    step_cache: Annotated[
+        str,
+        typer.Option("--step-cache", metavar="KIND:THRESHOLD", help="Skip similar steps: teacache:0.4 or first_block:0.1; off by default."),
+    ] = "",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to draw.")] = "auto",
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file, or folder for several.")] = Path("out.png"),
     as_json: AsJson = False,
@@ -54,6 +58,7 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
     settings = {
         "negative": negative, "steps": steps, "guidance": guidance, "cfg": cfg, "width": width, "height": height,
         "shift": _shift(shift), "sampler": sampler, "tile": tile,
+        "cache": _step_cache(step_cache),
         "strength": strength if strength is not None else 0.6 if image else 1.0,
     }  # fmt: skip
     loras = tuple(weighted(text, "--lora") for text in lora or ())
@@ -65,7 +70,8 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
 def _line(record: dict[str, Any]) -> str:
     if record.get("grid"):
         return f"{record['path']}  all of them"
-    return f"{record['path']}  {record['seconds']:.1f} s  seed {record['seed']}"
+    skipped = f"  skipped {record['forwards_skipped']} of {record['forwards']}" if record.get("cache") else ""
+    return f"{record['path']}  {record['seconds']:.1f} s  seed {record['seed']}{skipped}"
 
 
 def _model_section(run: Path | None, model: str, files: dict[str, str]) -> PluginConfig:
@@ -102,3 +108,13 @@ def _shift(text: str) -> str | float | None:
         return float(text)
     except ValueError:
         raise ConfigError(f"--shift {text}", why="it is flux, none or a number", fix="leave it out for the model's default") from None
+
+
+def _step_cache(text: str) -> dict[str, Any] | None:
+    if not text:
+        return None
+    name, _, number = text.partition(":")
+    try:
+        return {"type": name, "threshold": float(number)}
+    except ValueError:
+        raise ConfigError(f"--step-cache {text}", why="it is a kind and a threshold", fix="write teacache:0.4") from None

@@ -24,9 +24,10 @@ from fluxsmith.generate.guidance import guided
 from fluxsmith.generate.request import Picture, Request
 from fluxsmith.generate.samplers import SAMPLERS, Callback, Velocity
 from fluxsmith.generate.schedule import sigmas
+from fluxsmith.generate.step_cache import StepCaches
 from fluxsmith.io.sources import resolve
 from fluxsmith.memory.modulation import Conditioning, announce
-from fluxsmith.models.assembly import Level, Models, TextStates, velocity
+from fluxsmith.models.assembly import Level, Models, Predictor, TextStates, velocity
 from fluxsmith.models.backends import backend
 from fluxsmith.models.files import locate
 from fluxsmith.models.flux import FluxDiT
@@ -91,9 +92,10 @@ class Pipeline:
         """Draw one picture. Raises ConfigError for settings that cannot be met."""
         request.check()
         begun = time.monotonic()
-        latents = self.latents(self.completed(request), callback)
-        pixels = self.decode(latents, request)
-        return Picture(to_image(pixels[0]), self.completed(request), time.monotonic() - begun)
+        request = self.completed(request)
+        caches = StepCaches(request.cache)
+        pixels = self.decode(self.latents(request, callback, caches), request)
+        return Picture(to_image(pixels[0]), request, time.monotonic() - begun, caches.note())
 
     def completed(self, request: Request) -> Request:
         """The request with the model's defaults filled in."""
@@ -102,8 +104,8 @@ class Pipeline:
         shift = self.defaults["shift"] if request.shift is None else request.shift
         return replace(request, steps=steps, guidance=guidance, shift=shift)
 
-    def latents(self, request: Request, callback: Callback | None = None) -> Tensor:
-        """The denoised latents (1, 16, H/8, W/8) of a completed request, in fp32."""
+    def latents(self, request: Request, callback: Callback | None = None, caches: StepCaches | None = None) -> Tensor:
+        """The denoised latents (1, 16, H/8, W/8) of a completed request, in fp32. `caches` of this request, to see what they left out."""
         dit = self.models.dit
         if dit is None or self.models.ae is None:
             raise ValueError("drawing needs the transformer and the autoencoder")
@@ -119,7 +121,8 @@ class Pipeline:
         controls = self.models.conditioners(condition)
         texts = [self._text(prompt) for prompt in ([request.prompt, request.negative] if request.cfg != 1 else [request.prompt])]
         announce(dit, self._conditionings(texts, request, levels.tolist()))
-        positive, *others = [self._velocity(text, request, controls) for text in texts]
+        caches, last = caches or StepCaches(request.cache), float(levels[-2])
+        positive, *others = [self._velocity(caches.around(dit, last=last), text, request=request, controls=controls) for text in texts]
         negative = others[0] if others else None
         return SAMPLERS[request.sampler](guided(positive, negative, request.cfg), x, levels, callback)
 
@@ -141,8 +144,8 @@ class Pipeline:
                 t, guidance = (torch.full((1,), value, device=text.txt.device) for value in (sigma, float(request.guidance or 0.0)))
                 yield Conditioning(t, guidance if embeds else None, text.pooled)
 
-    def _velocity(self, text: TextStates, request: Request, controls: Sequence[Conditioner]) -> Velocity:
-        dit, device = self._dit(), text.txt.device
+    def _velocity(self, dit: Predictor, text: TextStates, *, request: Request, controls: Sequence[Conditioner]) -> Velocity:
+        device = text.txt.device
         guidance = torch.full((1,), float(request.guidance or 0.0), device=device)
 
         def call(x: Tensor, sigma: float) -> Tensor:

@@ -1,14 +1,15 @@
 """What a user asks for (Request) and what they get (Picture), with every setting that made it."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from PIL import Image
 
 from fluxsmith.errors import ConfigError, Problem
 from fluxsmith.generate.samplers import SAMPLERS
+from fluxsmith.generate.step_cache import option_problems
 from fluxsmith.models.tiling import Tiling
 
 MULTIPLE = 16  # pixels: the autoencoder's 8 times the transformer's 2 x 2 patches
@@ -35,10 +36,11 @@ class Request:
     strength: float = 1.0  # 1 ignores `image`, 0.3 changes little
     tile: int | None = None  # side of an autoencoder tile in pixels; 0 never tiles, None tiles pictures above 1536 x 1536
     overlap: int | None = None  # pixels shared by neighbouring tiles; None is a quarter of the tile
+    cache: Mapping[str, Any] | None = None  # step cache: {"type": "teacache" or "first_block", "threshold": 0.4}; None computes all
 
     def check(self) -> None:
         """Raise one ConfigError with everything that is wrong."""
-        problems = (*self._sizes(), *self._numbers(), *self._pairs())
+        problems = (*self._sizes(), *self._numbers(), *self._pairs(), *option_problems(self.cache))
         if problems:
             raise ConfigError(str(problems[0]), problems=problems)
 
@@ -98,8 +100,9 @@ class Picture:
     image: Image.Image
     request: Request
     seconds: float
+    notes: Mapping[str, Any] = field(default_factory=dict)  # what drawing it found, such as how many forwards a step cache left out
 
     @property
     def settings(self) -> dict[str, Any]:
         """What is written into the PNG."""
-        return self.request.settings()
+        return {**self.request.settings(), **self.notes}

@@ -256,6 +256,7 @@ def png_text(settings: Mapping[str, Any], *, model: str = "") -> dict[str, str]:
         "Seed": settings.get("seed"),
         "Size": f"{settings['width']}x{settings['height']}" if "width" in settings and "height" in settings else None,
         "Denoising strength": settings.get("strength") if settings.get("image_to_image") else None,
+        "Step cache": _step_cache(settings),
         "Model": model or None,
         "Version": f"fluxsmith {fluxsmith.__version__}",
     }
@@ -265,6 +266,13 @@ def png_text(settings: Mapping[str, Any], *, model: str = "") -> dict[str, str]:
     lines.append(", ".join(f"{name}: {value}" for name, value in fields.items() if value is not None))
     record = {**settings, "model": model, "version": fluxsmith.__version__}
     return {"parameters": "\n".join(lines), "fluxsmith": json.dumps(record, ensure_ascii=False, sort_keys=True, default=str)}
+
+
+def _step_cache(settings: Mapping[str, Any]) -> str | None:
+    cache = settings.get("cache")
+    if not cache:
+        return None
+    return f"{cache['type']} {cache['threshold']} (skipped {settings.get('forwards_skipped', 0)} of {settings.get('forwards', 0)})"
 
 
 def _text(value: Any) -> str:

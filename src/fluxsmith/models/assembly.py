@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from fluxsmith.models.autoencoder import AutoEncoder
-from fluxsmith.models.flux import FluxDiT
+from fluxsmith.models.flux import FluxDiT, FluxParams
 from fluxsmith.models.packing import image_ids, pack, text_ids, unpack
-from fluxsmith.models.stream import Conditioner, Tokens
+from fluxsmith.models.stream import BlockHook, Conditioner, Tokens
 from fluxsmith.models.text_encoders import ClipText, T5Text, TokenIds, Tokenizers
 from fluxsmith.models.text_states import TextStates
 from fluxsmith.models.tiny_autoencoder import TinyAutoEncoder
 
-__all__ = ["Level", "Models", "TextStates", "encode_ids", "joint_mask", "velocity"]
+__all__ = ["Level", "Models", "Predictor", "TextStates", "encode_ids", "joint_mask", "velocity"]
 
 
 class Level(NamedTuple):
@@ -42,6 +42,17 @@ class Control(Protocol):
 
     def conditioner(self, models: "Models", pixels: Tensor | None) -> Conditioner:
         """Ready for condition pictures (B, 3, H, W) in [-1, 1]."""
+        ...
+
+
+class Predictor(Protocol):
+    """What `velocity` asks: a transformer, or one behind a step cache."""
+
+    params: FluxParams
+    visible_padding: int
+
+    def __call__(self, tokens: Tokens, hooks: Sequence[BlockHook] = ()) -> Tensor:
+        """As FluxDiT.forward."""
         ...
 
 
@@ -115,7 +126,7 @@ def encode_ids(clip_l: ClipText | None, t5xxl: T5Text, ids: TokenIds, *, mask_te
 
 
 def velocity(
-    dit: FluxDiT,
+    dit: Predictor,
     latents: Tensor,
     text: TextStates,
     level: Level,
