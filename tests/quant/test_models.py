@@ -8,6 +8,7 @@ import torch
 from quantised import BASES, config_of, cosine, relative
 from streams import tokens
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fluxsmith.adapters.base import AdapterSet
 from fluxsmith.config.choice import config_class, plugin_names, realise
@@ -184,3 +185,20 @@ def test_only_the_text_encoders() -> None:
     assert quantise(config, "dit", dit) == 0
     assert by_block(config, "dit", torch.device("cpu")) is None
     assert by_block(config, "t5xxl", torch.device("cpu")) is not None
+
+
+@pytest.mark.ledger("ST-42")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo looks at it
+@pytest.mark.parametrize("name", ["fp8", "fp8-dynamic", "int8", "int8-dynamic", "int4", "nf4", "nf4-kernel"])
+def test_blocks_compile_whole_on_every_base(name: str) -> None:
+    torch._dynamo.reset()
+    counter, plain, dit = CompileCounterWithBackend("aot_eager"), normal_dit(), normal_dit()
+    for one in (plain, dit):
+        quantise(config_of(name), "dit", one)
+    sets = [adapted(one) for one in (plain, dit)]
+    for block in dit.blocks:
+        block.compile(backend=counter, fullgraph=True, dynamic=False)
+    mine, theirs = (torch.cat([grad.flatten() for grad in gradients(*pair)]) for pair in zip((plain, dit), sets, strict=True))
+    torch._dynamo.reset()
+    assert counter.frame_count == 2
+    assert cosine(mine, theirs) > 0.9999
