@@ -23,7 +23,18 @@ def run_module(module: nn.Module, vec: Tensor) -> Mods:
     return module(vec)
 
 
-class DoubleStreamBlock(nn.Module):
+class Block(nn.Module):
+    """What both kinds share: modulations from the conditioning vector, and one signature."""
+
+    def modulations(self, vec: Tensor, run: Run = run_module) -> Mods:
+        """All shifts, scales and gates from the conditioning vector: computed once, outside what is recomputed or compiled.
+
+        `run(module, vec)` calls a modulation; whoever keeps its weights elsewhere brings them in.
+        """
+        raise NotImplementedError
+
+
+class DoubleStreamBlock(Block):
     """Image and text have their own weights and meet in one attention."""
 
     def __init__(self, hidden: int, num_heads: int, mlp_hidden: int, *, qkv_bias: bool) -> None:
@@ -38,10 +49,7 @@ class DoubleStreamBlock(nn.Module):
         self.txt_mlp = nn.Sequential(Linear(hidden, mlp_hidden), nn.GELU(approximate="tanh"), Linear(mlp_hidden, hidden))
 
     def modulations(self, vec: Tensor, run: Run = run_module) -> Mods:
-        """All shifts, scales and gates from the conditioning vector: computed once, outside what is recomputed or compiled.
-
-        `run(module, vec)` calls a modulation; whoever keeps its weights elsewhere brings them in.
-        """
+        """As Block.modulations."""
         return (*run(self.img_mod, vec), *run(self.txt_mod, vec))
 
     def forward(
@@ -73,7 +81,7 @@ class DoubleStreamBlock(nn.Module):
         return self.ops.linear(last, (first(self.ops.modulate(x, mod.shift, mod.scale)),), (True,))[0]
 
 
-class SingleStreamBlock(nn.Module):
+class SingleStreamBlock(Block):
     """One set of weights for the joint sequence; attention and MLP run in parallel (Dehghani et al. 2023)."""
 
     def __init__(self, hidden: int, num_heads: int, mlp_hidden: int) -> None:
@@ -89,7 +97,7 @@ class SingleStreamBlock(nn.Module):
         self.advances_text = True  # the last block of a model need not: nothing reads its text
 
     def modulations(self, vec: Tensor, run: Run = run_module) -> Mods:
-        """As DoubleStreamBlock.modulations."""
+        """As Block.modulations."""
         return run(self.modulation, vec)
 
     def forward(

@@ -114,7 +114,7 @@ class Chroma(FluxDiT):
         for i, block in enumerate(self.double_blocks):
             block.img_mod = TableModulation(image + 6 * i, double=True)
             block.txt_mod = TableModulation(text + 6 * i, double=True)
-        self.final_layer.adaLN_modulation = TableRows(text + 6 * params.depth)
+        self.final_layer.adaLN_modulation = nn.Sequential(TableRows(text + 6 * params.depth))
 
     def _conditioning_layers(self, params: FluxParams) -> None:
         """None of FLUX's: the table takes their place."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxsmith.errors import ModelFileError
-from fluxsmith.models.blocks import DoubleStreamBlock, Run, SingleStreamBlock, run_module
+from fluxsmith.models.blocks import Block, DoubleStreamBlock, Run, SingleStreamBlock, run_module
 from fluxsmith.models.layers import LastLayer, MLPEmbedder, rotary_positions, timestep_embedding
 from fluxsmith.models.linear import Linear
 from fluxsmith.models.stream import BlockHook, Stream, Tokens
@@ -105,9 +105,9 @@ class FluxDiT(nn.Module):
         self.run_modulation: Run = run_module
 
     @property
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[Block]:
         """All blocks in order; their index is what hooks count by."""
-        return [*self.double_blocks, *self.single_blocks]
+        return [block for stack in (self.double_blocks, self.single_blocks) for block in stack if isinstance(block, Block)]
 
     def embed(self, tokens: Tokens) -> Stream:
         """Tokens -> the stream that enters block 0."""

@@ -106,7 +106,7 @@ class LoraDelta(torch.autograd.Function):
             own = up[a:b]
             deltas.append(hidden @ own.T if bias is None else torch.addmm(bias[a:b], hidden, own.T))
         needs_input = any(ctx.needs_input_grad[6:])  # type: ignore[attr-defined]
-        ctx.save_for_backward(scale, down, up, weight if needs_input else None, hidden, *parts)
+        ctx.save_for_backward(scale, down, up, weight if needs_input else None, hidden, *parts)  # type: ignore[arg-type]  # None is allowed
         ctx.form = form  # type: ignore[attr-defined]
         made = tuple(act for act, is_raw in zip(acts, form.gelu, strict=True) if is_raw)
         ctx.mark_non_differentiable(*made)

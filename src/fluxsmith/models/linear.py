@@ -78,7 +78,8 @@ class Linear(nn.Linear):
         if not self.is_lean or len(self.adapters) != 1 or type(self).matmul is not Linear.matmul or self.weight.requires_grad:
             return None
         (adapter,) = self.adapters.values()
-        return adapter.factors() if hasattr(adapter, "factors") else None
+        make = getattr(adapter, "factors", None)  # anything callable may sit in the slot
+        return None if make is None else make()
 
     def _added(self, inputs: Sequence[Tensor], gelu: Sequence[bool]) -> tuple[Tensor, ...]:
         """The products of column blocks added up."""
