@@ -31,7 +31,7 @@ def checkpoint_blocks(dit: FluxDiT, modes: Sequence[Mode] | None = None, *, offl
     blocks = dit.blocks
     default: Mode = "offloaded" if offload else "boundary"
     chosen: Sequence[Mode] = modes or [default for _ in blocks]
-    by_block = dict(zip(blocks, chosen, strict=True))
+    by_block: dict[nn.Module, Mode] = dict(zip(blocks, chosen, strict=True))
     contexts = {SingleStreamBlock: partial(_contexts, dit.params.hidden_size, single=True)}
     double = partial(_contexts, dit.params.hidden_size, single=False)
     ring = HostRing()

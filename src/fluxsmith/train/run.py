@@ -8,14 +8,17 @@ import torch
 from fluxsmith.config.choice import realise
 from fluxsmith.config.schema import RunConfig
 from fluxsmith.errors import ConfigError, FluxsmithError, OutOfMemoryError, StopRequested, StorageError
-from fluxsmith.events import Bus, RunFailed, Warned
+from fluxsmith.events import Bus, CacheProgress, Event, PhaseStarted, RunFailed, RunStarted, StepEnded, Warned
 from fluxsmith.io.durable import Disk, RunLock, clean_temporary
 from fluxsmith.train.distributed import World, join_world
 from fluxsmith.train.naming import take_state
+from fluxsmith.train.planning import apply, out_of_memory_cures
 from fluxsmith.train.report import write_report
 from fluxsmith.train.setup import build
 from fluxsmith.train.sinks.jsonl import JsonlSink
 from fluxsmith.train.trainer import Trainer, write_config
+
+PHASES = {"load": "load", "quantise": "quantise", "encode captions": "encode captions", "encode pictures": "encode pictures"}  # in plans
 
 
 def train(
@@ -33,7 +36,7 @@ def train(
         torch.set_num_threads(config.train.threads)
     world = join_world(config.train.device)
     if not world.is_main:
-        return Trainer(build(config, world, Bus()), Bus(), disk).run(allow_change)
+        return Trainer(build(apply(config, Bus()), world, Bus()), Bus(), disk).run(allow_change)
     disk.probe(config.run.dir)
     with RunLock(config.run.dir) as lock:
         _check_fresh(config, bool(resume))
@@ -51,12 +54,13 @@ def train(
 
 def _reported(config: RunConfig, world: World, bus: Bus, disk: Disk, allow_change: Sequence[str]) -> Path:
     """Train; whatever happens is an event, and the report is written."""
+    bus.sinks.append(phases := LastPhase())
     try:
-        return Trainer(build(config, world, bus), bus, disk).run(allow_change)
+        return Trainer(build(apply(config, bus), world, bus), bus, disk).run(allow_change)
     except StopRequested:
         raise
     except torch.OutOfMemoryError as error:
-        failure = out_of_memory(config, error)
+        failure = out_of_memory(config, error, phases.last)
         bus.send(RunFailed(0, failure.kind, str(failure), failure.exit_code))
         raise failure from error
     except FluxsmithError as error:
@@ -72,17 +76,26 @@ def _reported(config: RunConfig, world: World, bus: Bus, disk: Disk, allow_chang
             bus.send(Warned(f"the report could not be written: {error}"))
 
 
-def out_of_memory(config: RunConfig, error: Exception) -> OutOfMemoryError:
-    """The card is full: say what to change, cheapest first."""
-    cures = []
-    if not config.memory.checkpointing:
-        cures.append("memory.checkpointing = true")
-    if config.train.base_dtype == "fp32":
-        cures.append("train.base_dtype = bf16")
-    if any(getattr(data, "batch_size", 1) > 1 for data in config.data):
-        cures.append("batch_size = 1 with train.accumulation raised")
-    cures.append("a smaller data.resolution")
-    return OutOfMemoryError("out of memory while training", where=str(config.run.dir), why=str(error).split(". ")[0], fix="; ".join(cures))
+class LastPhase:
+    """A listener that knows what the run is busy with."""
+
+    def __init__(self) -> None:
+        self.last = "load"
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            self.last = event.name
+        elif isinstance(event, RunStarted | StepEnded):
+            self.last = "train"
+        elif isinstance(event, CacheProgress):
+            self.last = f"encode {'captions' if 'text' in event.what else 'pictures'}"
+
+
+def out_of_memory(config: RunConfig, error: Exception, phase: str = "train") -> OutOfMemoryError:
+    """The card is full: say in which phase, and the three cheapest changes with what they save."""
+    cures = out_of_memory_cures(config, PHASES.get(phase, "train")) or ["a smaller data.resolution"]
+    fix = "; ".join(cures)
+    return OutOfMemoryError(f"out of memory in phase {phase!r}", where=str(config.run.dir), why=str(error).split(". ")[0], fix=fix)
 
 
 def _check_fresh(config: RunConfig, resume: bool) -> None:

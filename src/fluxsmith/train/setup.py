@@ -38,6 +38,7 @@ from fluxsmith.train.distributed import World
 from fluxsmith.train.ema import Ema
 from fluxsmith.train.lookahead import Refill, obstacle
 from fluxsmith.train.plan import BatchPlan
+from fluxsmith.train.planning import planned
 from fluxsmith.train.trained import DTYPES, Trained, train_adapter, train_modules
 
 
@@ -142,9 +143,8 @@ def _trained(config: RunConfig, models: Models) -> Trained:
 
 
 def _loading(config: RunConfig, device: torch.device) -> Loading:
-    """Swapped blocks never see the device as a whole; quantised text encoders have caches of their own."""
-    is_kept_back = config.memory.streams or (_wants_lookahead(config, device) and config.adapter is not None and not config.control)
-    place = torch.device("cpu") if is_kept_back else None
+    """A transformer of which parts stay on the host may be put together there; quantised text encoders have caches of their own."""
+    place = torch.device("cpu") if device.type == "cuda" and planned(config, on_card=True).job.by_host else None
     if config.quant is None:
         return Loading(base_dtype(config, device), place)
     options = config.quant.model_dump()
