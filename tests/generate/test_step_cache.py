@@ -60,6 +60,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, dit: FluxDiT) -> list[nn.Module]:
 # ---- what is skipped ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ledger("DS-23")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("changes", [{}, {"cfg": 3.0, "negative": "blue"}, {"sampler": "heun"}], ids=["plain", "cfg", "heun"])
 def test_zero_is_no_cache_to_the_bit(pipeline: Pipeline, kind: str, changes: dict[str, Any]) -> None:
@@ -71,6 +72,7 @@ def test_zero_is_no_cache_to_the_bit(pipeline: Pipeline, kind: str, changes: dic
     assert not any(any(branch) for branch in skipped)
 
 
+@pytest.mark.ledger("DS-23")
 @pytest.mark.parametrize("kind", KINDS)
 def test_skipped_forwards_run_no_block(pipeline: Pipeline, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dit = pipeline.models.dit
@@ -105,6 +107,7 @@ def test_image_to_image_counts_its_own_levels(pipeline: Pipeline, start: Image.I
 # ---- state ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ledger("DS-23")
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_branch_has_its_own_state(pipeline: Pipeline, kind: str) -> None:
     """The same prompt on both sides: were anything shared, the branches would differ and the scale would matter."""
