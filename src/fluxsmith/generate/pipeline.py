@@ -26,7 +26,9 @@ from fluxsmith.generate.samplers import SAMPLERS, Callback, Velocity
 from fluxsmith.generate.schedule import sigmas
 from fluxsmith.generate.step_cache import StepCaches
 from fluxsmith.io.sources import resolve
-from fluxsmith.memory.modulation import Conditioning, announce
+from fluxsmith.memory.block_swap import BlockSwap, Streaming, evenly
+from fluxsmith.memory.components import Components, blocks_over, size_of
+from fluxsmith.memory.modulation import Conditioning, LookAhead, announce
 from fluxsmith.models.assembly import Level, Models, Predictor, TextStates, velocity
 from fluxsmith.models.backends import backend
 from fluxsmith.models.files import locate
@@ -48,30 +50,62 @@ class Pipeline:
         self.defaults = defaults
         self.encode = encode or (lambda prompt: models.encode_text([prompt]))
         self.loras: list[AdapterSet] = []
+        self.components: Components | None = None
+        self.limit: tuple[float, torch.device] | None = None  # GiB of a device, met when the first picture is drawn
 
     @classmethod
     def load(
-        cls, model: PluginConfig | Mapping[str, Any], *, device: str = "auto", dtype: torch.dtype | None = None, attention: str = "auto"
+        cls,
+        model: PluginConfig | Mapping[str, Any],
+        *,
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
+        attention: str = "auto",
+        vram_limit: float | None = None,
     ) -> "Pipeline":
         """Load all parts of a `model` section (or a dict with its keys).
 
         `dtype` of the transformer: fp32 on the CPU and bf16 on a card by default; `attention` names a kernel of `models/backends.py`.
+        With `vram_limit` (GiB) parts are on the device only while they work, and blocks beyond it are streamed; 0 streams all of them.
         """
         model = model if isinstance(model, PluginConfig) else load_model({"model": dict(model)})
         place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
         if place.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError("there is no CUDA device", fix="use --device cpu, or install torch for your card and its driver")
         dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
-        lazy = LazyModels(locate(model), model, place, Loading(dtype))
+        lazy = LazyModels(locate(model), model, place if vram_limit is None else torch.device("cpu"), Loading(dtype))
         lazy.files.check(lazy.facts.roles)
         attend = backend(attention, place, trains=False, masked=lazy.facts.mask_text)
         models = lazy.get(lazy.facts.roles)
         if models.dit is not None:
             use_attention(models.dit, attend)
-        return cls(models, realise(model).sampling_defaults())
+        made = cls(models, realise(model).sampling_defaults())
+        if vram_limit is not None:
+            made.limit = (vram_limit, place)
+        return made
+
+    def keep_within(self, vram_limit: float, device: torch.device) -> None:
+        """From now on parts are on the device only while they work, and the transformer takes no more than this many GiB of it."""
+        dit = self._dit()
+        look = LookAhead(dit, device, bakes=True)
+        if look.layers:
+            look.attach()
+        blocks = [size_of(block) for block in dit.blocks]
+        count = blocks_over(blocks, size_of(dit) - sum(blocks), vram_limit)
+        if count:
+            BlockSwap(dit, Streaming(tuple(evenly(count, len(blocks)))), device).attach()
+        self.components = Components(self.models.loaded(), device)
+
+    def _work(self, *roles: str) -> None:
+        if self.limit is not None and self.components is None:
+            self.keep_within(*self.limit)
+        if self.components is not None:
+            self.components.on(*roles)
 
     def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
         """Add a LoRA of any readable format at a weight; several add up. Raises ModelFileError if it does not fit this model."""
+        if self.components is not None:
+            raise ConfigError("adapters are loaded before the first picture where vram_limit is set", fix="load the pipeline anew")
         file = resolve(path, "lora")
         try:
             made = load_adapter(file, self.models.loaded(), strength=weight, name=f"lora{len(self.loras)}")
@@ -109,7 +143,10 @@ class Pipeline:
         dit = self.models.dit
         if dit is None or self.models.ae is None:
             raise ValueError("drawing needs the transformer and the autoencoder")
-        device = next(dit.parameters()).device
+        self._work("clip_l", "t5xxl")
+        states = [self.encode(prompt) for prompt in ([request.prompt, request.negative] if request.cfg != 1 else [request.prompt])]
+        self._work("dit")
+        device, dtype = next(dit.parameters()).device, next(dit.parameters()).dtype
         reduction = self.models.ae.reduction
         height, width = request.height // reduction, request.width // reduction
         levels = sigmas(request.steps or 1, tokens=token_count(height, width), shift=request.shift or "none", strength=request.strength)
@@ -119,17 +156,13 @@ class Pipeline:
             x = (1 - levels[0]) * clean + levels[0] * x
         condition = None if request.control_image is None else fitted(request.control_image, request).to(device)
         controls = self.models.conditioners(condition)
-        texts = [self._text(prompt) for prompt in ([request.prompt, request.negative] if request.cfg != 1 else [request.prompt])]
+        texts = [state.to(device, dtype) for state in states]
+        self._work("dit")
         announce(dit, self._conditionings(texts, request, levels.tolist()))
         caches, last = caches or StepCaches(request.cache), float(levels[-2])
         positive, *others = [self._velocity(caches.around(dit, last=last), text, request=request, controls=controls) for text in texts]
         negative = others[0] if others else None
         return SAMPLERS[request.sampler](guided(positive, negative, request.cfg), x, levels, callback)
-
-    def _text(self, prompt: str) -> TextStates:
-        """Text states as the transformer takes them."""
-        first = next(self._dit().parameters())
-        return self.encode(prompt).to(first.device, first.dtype)
 
     def _dit(self) -> FluxDiT:
         if self.models.dit is None:
@@ -158,6 +191,7 @@ class Pipeline:
         """The starting picture as latents, scaled and cropped at its centre to the request's size."""
         if request.image is None or self.models.ae is None:
             raise ValueError("no starting picture")
+        self._work("ae")
         pixels = fitted(request.image, request).to(device)
         tiling = request.tiling()
         if tiling:
@@ -168,6 +202,7 @@ class Pipeline:
         """Latents -> pixels (1, 3, H, W), about [-1, 1]."""
         if self.models.ae is None:
             raise ValueError("the autoencoder is not loaded")
+        self._work("ae")
         latents = latents.to(next(self.models.ae.parameters()).dtype)
         tiling = request.tiling()
         if tiling:

@@ -45,8 +45,12 @@ Rows = dict[nn.Module, Tensor]
 class LookAhead:
     """The modulation layers' weights on the host, and tables of what they give. It is the transformer's `run_modulation` itself."""
 
-    def __init__(self, dit: FluxDiT, device: torch.device, *, host: Host | None = None, copier: Copier | None = None) -> None:
+    def __init__(
+        self, dit: FluxDiT, device: torch.device, *, host: Host | None = None, copier: Copier | None = None, bakes: bool = False
+    ) -> None:
+        """`bakes`: adapters of any kind go into the rows of each sweep; for drawing, where they do not change within a request."""
         self.dit = dit
+        self.bakes = bakes
         self.vector = dit.conditioning
         self.layers = [module for module in dit.modules() if isinstance(module, Modulation)]
         host = host or Host(pin=device.type == "cuda")
@@ -75,10 +79,13 @@ class LookAhead:
             key = one.key()
             if key not in table:
                 table[key], vectors[key] = {}, F.silu(self.vector(*one))
+        if self.bakes:
+            self.tables.clear()  # adapters may have changed since
         self.tables.pop(name, None)  # its memory is free for the new one
         for number, layer in enumerate(self.layers):
             views = own(self.lane.bring(number), 0)
-            adapters, layer.lin.adapters = layer.lin.adapters, nn.ModuleDict()
+            adapters = layer.lin.adapters
+            layer.lin.adapters = adapters if self.bakes else nn.ModuleDict()
             try:
                 for key, x in vectors.items():
                     table[key][layer] = functional_call(layer.lin, views, (x,))
@@ -110,7 +117,7 @@ class LookAhead:
         """As `run_module`."""
         if self.now is None or vec is not self.now[0] or not isinstance(module, Modulation):
             raise ValueError("the conditioning vector was changed on its way: no row is known for it")
-        row = with_adapters(module.lin, vec, self.now[1][module])
+        row = self.now[1][module] if self.bakes else with_adapters(module.lin, vec, self.now[1][module])
         chunks = row[:, None].chunk(3 * module.parts, dim=-1)
         return tuple(ModulationOut(*chunks[3 * i : 3 * i + 3]) for i in range(module.parts))
 
