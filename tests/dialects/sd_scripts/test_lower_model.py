@@ -102,8 +102,8 @@ def test_what_excludes_what(command: Callable, words: list[str], says: str) -> N
 @pytest.mark.ledger("KS-20")
 def test_fp8(command: Callable) -> None:
     both, only = (command(name, "--mixed_precision", "bf16") for name in ("--fp8_base", "--fp8_base_unet"))
-    assert both.tree["quant"] == {"type": "fp8", "text_encoders": True}
-    assert only.tree["quant"] == {"type": "fp8"}
+    assert both.tree["quant"] == {"type": "fp8", "compute": "weight_only", "text_encoders": True}
+    assert only.tree["quant"] == {"type": "fp8", "compute": "weight_only"}
     assert "scaled row by row" in only.noted
 
 

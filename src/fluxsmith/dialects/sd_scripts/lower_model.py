@@ -110,6 +110,7 @@ def fp8(draft: Draft) -> None:
     if draft["mixed_precision"] == "no":
         draft.refuse(draft.where(name), f"--{name} needs mixed precision", "add --mixed_precision bf16")
     draft.put("quant.type", "fp8", f"--{name}")
+    draft.put("quant.compute", "weight_only", f"--{name}")  # sd-scripts stores in 8 bits and multiplies in 16
     if name == "fp8_base":
         draft.put("quant.text_encoders", True, "--fp8_base")
     draft.note(f"--{name}", "weights are scaled row by row before they are rounded to 8 bits; sd-scripts only rounds them")
