@@ -16,6 +16,14 @@ def test_another_kernel(go: Go) -> None:
     assert one != two
 
 
+def test_fused_kernels_need_a_card(go: Go) -> None:
+    ran = go({**tiny_run.LORA, "memory.kernels": "triton", "train.device": "cpu"})
+    assert isinstance(ran.error, ConfigError)
+    assert "needs a CUDA device" in str(ran.error)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        go({"memory.kernels": "triton", "memory.reference_rounding": True})
+
+
 @pytest.mark.ledger("ST-30")
 def test_a_kernel_that_cannot_train(go: Go) -> None:
     ran = go({**tiny_run.LORA, "memory.attention": "sage", "train.device": "cpu"})

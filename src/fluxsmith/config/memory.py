@@ -61,6 +61,8 @@ class MemoryConfig(Section):
     """Compile each block with torch.compile."""
     attention: Literal["auto", "sdpa", "flash", "cudnn", "efficient", "math", "flash3", "sage"] = "auto"
     """Attention kernel: torch's choice (auto, sdpa), one of torch's, or one of a package (flash3; sage, which cannot train)."""
+    kernels: Literal["auto", "torch", "triton"] = "torch"
+    """Who computes the steps between products: torch, or fused Triton kernels on a card (not measured yet, so auto is torch)."""
     reference_rounding: bool = False
     """Round every intermediate as the original implementation does, step by step; slower, for comparisons."""
 

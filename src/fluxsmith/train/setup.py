@@ -31,6 +31,7 @@ from fluxsmith.models.family.base import FamilyFacts
 from fluxsmith.models.files import ModelFiles, locate
 from fluxsmith.models.fill import ByBlock
 from fluxsmith.models.flux import FluxDiT
+from fluxsmith.models.kernels.choice import kernel_ops
 from fluxsmith.models.loading import LazyModels, Loading
 from fluxsmith.models.ops import REFERENCE, use, use_attention
 from fluxsmith.quant.base import by_block, quantise
@@ -74,6 +75,7 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
         bus.send(PhaseStarted("quantise", realise(config.quant).require(world.device)))
     roles = roles_needed(config, objective)
     files.check(roles)
+    kernel_ops(config.memory.kernels, world.device)
     backend(
         config.memory.attention, world.device, trains=True, masked=family(config).mask_text
     )  # refused now rather than after an hour of caching
@@ -191,8 +193,7 @@ def _memory(config: RunConfig, models: Models, device: torch.device, host: Host)
     if models.dit is None:
         return
     dit, memory = models.dit, config.memory
-    if memory.reference_rounding:
-        use(dit, REFERENCE)
+    use(dit, REFERENCE if memory.reference_rounding else kernel_ops(memory.kernels, device))
     attend = backend(memory.attention, device, trains=True, masked=models.mask_text)
     for net in (dit, *(control.net for control in models.controls)):
         use_attention(net, attend)
