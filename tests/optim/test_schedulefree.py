@@ -81,6 +81,7 @@ def test_a_warm_up_may_begin_at_0(name: str) -> None:
 def test_it_begins_in_training() -> None:
     param = start()
     run(param, Config(type="schedulefree").build([Group("all", (param,))]), 1)  # the class refuses a step otherwise
+    assert not torch.equal(param, start())
 
 
 def test_momentum_out_of_range() -> None:

@@ -75,10 +75,9 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
         bus.send(PhaseStarted("quantise", realise(config.quant).require(world.device)))
     roles = roles_needed(config, objective)
     files.check(roles)
+    # What the device cannot compute is refused now rather than after an hour of caching.
     kernel_ops(config.memory.kernels, world.device)
-    backend(
-        config.memory.attention, world.device, trains=True, masked=family(config).mask_text
-    )  # refused now rather than after an hour of caching
+    backend(config.memory.attention, world.device, trains=True, masked=family(config).mask_text)
     lazy = LazyModels(files, config.model, world.device, _loading(config, world.device))
 
     data = _prepare(config, objective, lazy, world, bus)

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_run import chroma_model, write_model, write_pictures
 
 from fluxsmith.cli.main import run
-from fluxsmith.io.safetensors import open_weights
+from fluxsmith.io.safetensors import open_weights, read_header
 
 DATA = """[general]
 caption_extension = ".txt"
@@ -112,6 +112,16 @@ def test_masks_regularisation_and_augmentation(train: Callable, model: Path) -> 
     data = DATA + '  conditioning_data_dir = "masks"\n  flip_aug = true\n  color_aug = true\n'
     data += '  [[datasets.subsets]]\n  image_dir = "reg"\n  is_reg = true\n  num_repeats = 2\n'
     train("flux_train_network", "--masked_loss", "--prior_loss_weight", "0.5", data=data)
+    pictures = len(list((model / "pictures").glob("*.png")))
+    metadata = read_header(Path("out/cats.safetensors")).metadata
+    assert metadata["ss_prior_loss_weight"] == "0.5"
+    assert metadata["ss_num_reg_images"] == str(pictures)
+    subsets = [subset for entry in json.loads(metadata["ss_datasets"]) for subset in entry["subsets"]]
+    assert [(subset["is_reg"], subset["flip_aug"], subset["color_aug"]) for subset in subsets] == [
+        (False, True, True),
+        (True, False, False),
+    ]
+    assert 'mask_dir = "masks"' in Path("out/cats.run/run.toml").read_text()
 
 
 @pytest.mark.ledger("KS-39")
