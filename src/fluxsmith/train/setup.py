@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -86,6 +86,23 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
     bus.send(PhaseStarted("load", "loading the model"))
     models = lazy.get(roles_in_loop(config, objective))
     models.is_clip_live = encodes_live(config) == ("clip_l",)
+    parts = equip(config, models, Material(objective, data, files), world, bus)
+    parts.prompts = prompts
+    parts.facts = {"data": data.digest, "models": files.digests(roles), "world_size": world.size}
+    return parts
+
+
+class Material(NamedTuple):
+    """What a run works on, beside the models."""
+
+    objective: Any
+    data: PreparedData
+    files: ModelFiles
+
+
+def equip(config: RunConfig, models: Models, material: Material, world: World, bus: Bus) -> Parts:
+    """Loaded models become parts of a run: frozen, quantised, adapted, with optimizer and plan, and each where its memory is."""
+    objective, data, files = material
     for module in models.loaded().values():
         module.requires_grad_(False)
     if hasattr(objective, "start"):
@@ -104,10 +121,7 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
     plan = BatchPlan(data.batches, config.train.accumulation, world.size)
     ema = Ema(trained.params, config.train.ema.decay) if config.train.ema else None
     total = plan.total_steps(config.train.steps, config.train.epochs)
-    facts = {"data": data.digest, "models": files.digests(roles), "world_size": world.size}
-    return Parts(
-        config, world, models, files, trained, objective, optimizer, ema, data, plan, total, prompts=prompts, facts=facts, refill=refill
-    )
+    return Parts(config, world, models, files, trained, objective, optimizer, ema, data, plan, total, refill=refill)
 
 
 def _merge_adapters(config: RunConfig, models: Models) -> None:
