@@ -6,11 +6,12 @@ import pytest
 import torch
 from small_dit import dit, tokens
 
-from fluxsmith.controls.controlnet import Control, Residual
+from fluxsmith.controls.controlnet import Config, Control, Residual
 from fluxsmith.controls.controlnet_model import ControlNet, Layout, Residuals, file_tensors, from_base, load_controlnet
 from fluxsmith.errors import ConfigError, ModelFileError
 from fluxsmith.io.identify import identify
 from fluxsmith.io.safetensors import save_weights
+from fluxsmith.models.packing import pack
 
 LAYOUTS: tuple[Layout, ...] = ("latents", "pixels")
 
@@ -21,7 +22,7 @@ def network(layout: Layout, double: int = 2, single: int = 0) -> ControlNet:
 
 def condition(layout: Layout) -> torch.Tensor:
     generator = torch.Generator().manual_seed(5)
-    return torch.randn(1, 3, 32, 32, generator=generator) if layout == "pixels" else torch.randn(1, 4, 64, generator=generator)
+    return torch.randn(1, 3, 32, 32, generator=generator) if layout == "pixels" else torch.randn(1, 16, 4, 4, generator=generator)
 
 
 @pytest.mark.ledger("KS-54")
@@ -32,14 +33,14 @@ def test_a_new_network_is_a_copy_of_the_base_that_adds_nothing(layout: Layout) -
     shared = [key for key in own if key in theirs]
     assert len([key for key in shared if key.startswith("double_blocks.1.")]) == 24
     assert all(torch.equal(own[key], theirs[key]) for key in shared)
-    hooks = Residual(Control(net, base.params), condition(layout)).hooks(tokens())
+    hooks = Residual(Control(net, base.params, Config()), condition(layout)).hooks(tokens())
     assert torch.equal(base(tokens(), hooks), base(tokens()))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_its_gradient_reaches_what_has_to_learn_first(layout: Layout) -> None:
     base, net = dit(), network(layout)
-    hooks = Residual(Control(net, base.params), condition(layout)).hooks(tokens())
+    hooks = Residual(Control(net, base.params, Config()), condition(layout)).hooks(tokens())
     base(tokens(), hooks).square().mean().backward()
     heads = [param.grad for name, param in net.named_parameters() if name.startswith("controlnet_blocks.") and name.endswith("weight")]
     assert all(grad is not None and grad.any() for grad in heads)
@@ -94,7 +95,7 @@ def test_tokens_that_other_controls_appended_are_left_alone() -> None:
     longer = longer._replace(
         img=torch.cat((longer.img, longer.img), dim=1), img_ids=torch.cat((longer.img_ids, longer.img_ids + 1), dim=1), n_target=4
     )
-    control = Residual(Control(net, base.params), condition("latents"))
-    assert net.residuals(longer, condition("latents")).double[0].shape == (1, 4, 32)
+    control = Residual(Control(net, base.params, Config()), condition("latents"))
+    assert net.residuals(longer, pack(condition("latents"))).double[0].shape == (1, 4, 32)
     assert base(longer, control.hooks(longer)).shape == (1, 4, 64)
     assert not torch.equal(base(longer, control.hooks(longer)), base(longer))

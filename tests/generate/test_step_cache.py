@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fluxsmith.cli.main import run
-from fluxsmith.controls.controlnet import Control, Residual
+from fluxsmith.controls.controlnet import Config, Control
 from fluxsmith.controls.controlnet_model import from_base
 from fluxsmith.errors import ConfigError
 from fluxsmith.generate.pipeline import Pipeline
@@ -208,19 +208,6 @@ def test_tokens_that_a_control_appends_are_cut_off(behind: Callable[..., CachedD
     assert all(output.shape[1] == 3 for output in outputs)
 
 
-class Stub:
-    """A ControlNet with a fixed condition, as a part of the models."""
-
-    role, needs = "controlnet", ()
-
-    def __init__(self, control: Control, condition: Tensor) -> None:
-        self.net = control.net
-        self.made = Residual(control, condition)
-
-    def conditioner(self, models: object, pixels: Tensor | None) -> Residual:
-        return self.made
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_controlnet_acts_behind_a_cache(pipeline: Pipeline, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dit = pipeline.models.dit
@@ -231,8 +218,8 @@ def test_a_controlnet_acts_behind_a_cache(pipeline: Pipeline, kind: str, monkeyp
         if not param.any():
             param.data.normal_(0, 0.3, generator=generator)
     without = draw(pipeline, cache=cache(kind))[0]
-    condition = torch.randn(1, 3, 32, 32, generator=generator)
-    monkeypatch.setattr(pipeline.models, "controls", (Stub(Control(net, dit.params), condition),))
+    condition = Image.fromarray(torch.randint(256, (32, 32, 3), generator=generator, dtype=torch.uint8).numpy())
+    monkeypatch.setattr(pipeline, "controls", [Control(net, dit.params, Config(image=condition))])
     plain, exact = draw(pipeline)[0], draw(pipeline, cache=cache(kind, 0.0))[0]
     cached, skipped = draw(pipeline, cache=cache(kind))
     assert torch.equal(plain, exact)

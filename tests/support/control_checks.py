@@ -3,10 +3,11 @@
 import torch
 from fixture import Fixture
 
-from fluxsmith.controls.controlnet import Control, Residual
+from fluxsmith.controls.controlnet import Config, Control, Residual
 from fluxsmith.controls.controlnet_model import load_controlnet
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.load import load_dit
+from fluxsmith.models.packing import unpack
 from fluxsmith.models.stream import Tokens
 
 Part = tuple[int | None, float, str]  # mode, scale, name of the condition
@@ -53,7 +54,8 @@ def check_controlnet(f: Fixture) -> None:
         assert total.keys() == {key for key in f.e if key.startswith(f"{name}/") and "residual" in key}
         for key, value in total.items():
             f.close(value, key, "residuals")
-        controls = [Residual(Control(net, dit.params, scale=scale, mode=mode), f.i[cond]) for mode, scale, cond in parts]
+        side = (f.i["img_ids"][0, -1, 1:].long() * 2 + 2).tolist()
+        controls = [Residual(Control(net, dit.params, Config(scale=scale, mode=mode)), unpack(f.i[cond], *side)) for mode, scale, cond in parts]
         f.close(dit(tokens, [hook for control in controls for hook in control.hooks(tokens)]), f"{name}/output", "output")
 
 
@@ -64,4 +66,4 @@ def check_controlnet_pixels(f: Fixture) -> None:
     net = load_controlnet(f.folder / "weights.safetensors", axes_dim=f.meta["config"]["axes_dim"])
     for index, value in enumerate(net.residuals(tokens, f.i["image"]).double):
         f.close(value, f"double_residual_{index}", "residuals")
-    f.close(dit(tokens, Residual(Control(net, dit.params), f.i["image"]).hooks(tokens)), "output", "output")
+    f.close(dit(tokens, Residual(Control(net, dit.params, Config()), f.i["image"]).hooks(tokens)), "output", "output")

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from fluxsmith.config import choice, positions
+from fluxsmith.config.control import ControlConfig
 from fluxsmith.config.foreign import CONTEXT_KEY as CLASSES_KEY
 from fluxsmith.config.foreign import is_class_path
 from fluxsmith.config.nearby import find_nearby
@@ -26,7 +27,7 @@ from fluxsmith.config.sections import KeyPath, child, dotted
 from fluxsmith.errors import ConfigError, Problem
 
 VERSION = 1
-FAMILIES = "fluxsmith.models.family"
+FAMILIES, CONTROLS = "fluxsmith.models.family", "fluxsmith.controls"
 Migration = tuple[int, Callable[[dict[str, Any]], str]]
 MIGRATIONS: tuple[Migration, ...] = ()  # (version it starts from, change in place that returns a note), ascending
 
@@ -114,6 +115,16 @@ def load_model(source: str | Path | Mapping[str, Any]) -> PluginConfig:
     except ValidationError as error:
         located = [{**one, "loc": ("model", *one["loc"])} for one in error.errors()]
         raise _refusal(read.name, problems_from(located, tree, read.place)) from None
+
+
+def load_control(entry: Mapping[str, Any]) -> ControlConfig:
+    """One `[[control]]` section from a dict with its keys. Raises one ConfigError that holds every problem."""
+    try:
+        section = TypeAdapter(Annotated[ControlConfig, choice.Choice(CONTROLS)])
+        return section.validate_python(dict(entry))
+    except ValidationError as error:
+        located = [{**one, "loc": ("control", *one["loc"])} for one in error.errors()]
+        raise _refusal("control", problems_from(located, {"control": dict(entry)}, dotted)) from None
 
 
 def _refusal(name: str, problems: list[Problem]) -> ConfigError:

@@ -3,29 +3,34 @@
 Without a path the network starts as a copy of the base's first blocks, so that training begins with what the base knows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from fluxsmith.config.section import PluginConfig
-from fluxsmith.controls.base import ResidualHook, Unchanged
-from fluxsmith.controls.controlnet_model import ControlNet, from_base, load_controlnet
-from fluxsmith.errors import DataError
+from fluxsmith.config.control import ControlConfig, Ground, Picture
+from fluxsmith.controls.base import Control as Base
+from fluxsmith.controls.base import Prepared, ResidualHook, Scene, Site, Unchanged, both
+from fluxsmith.controls.controlnet_model import ControlNet, Residuals, from_base, load_controlnet
+from fluxsmith.controls.pictures import cover, opened
+from fluxsmith.controls.pictures import pixels as to_pixels
+from fluxsmith.errors import DataError, Problem
 from fluxsmith.io.sources import resolve
 from fluxsmith.models.assembly import Models
-from fluxsmith.models.flux import FluxDiT, FluxParams
+from fluxsmith.models.flux import FluxParams
 from fluxsmith.models.packing import pack
-from fluxsmith.models.stream import BlockHook, Tokens
+from fluxsmith.models.stream import BlockHook, Conditioner, Tokens, Window
 
 
-class Config(PluginConfig):
+class Config(ControlConfig):
     """One ControlNet."""
 
     path: str = ""
     """File of a trained one (InstantX, diffusers, XLabs, sd-scripts); empty: a new one, made from the base."""
+    image: Picture | None = None
+    """Condition picture, scaled and cropped at its centre to the size of the picture that is drawn."""
     train: bool = False
     """Train it; the base stays as it is."""
     layout: Literal["latents", "pixels"] = "latents"
@@ -39,34 +44,43 @@ class Config(PluginConfig):
     mode: NonNegativeInt | None = None
     """Kind of condition, for union networks."""
 
-    def build(self, dit: FluxDiT, *, dtype: torch.dtype, seed: int) -> "Control":
+    def problems(self, ground: Ground) -> Iterator[Problem]:
+        """A condition picture is needed."""
+        if self.image is None:
+            yield Problem(f"control {self.name or self.type} has no condition picture", fix="give it an image")
+
+    def build(self, site: Site) -> "Control":
         """The network on the transformer's device. Raises ConfigError or ModelFileError if it does not fit."""
-        device = next(dit.parameters()).device
+        dit = site.dit
         if self.path:
-            net = load_controlnet(resolve(self.path, "controlnet"), device=device, dtype=dtype, axes_dim=dit.params.axes_dim)
+            file = resolve(self.path, "controlnet")
+            axes = dit.params.axes_dim
+            net = site.once(("controlnet", file), lambda: load_controlnet(file, device=site.device, dtype=site.dtype, axes_dim=axes))
         else:
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(site.seed)
             net = from_base(
                 dit, layout=self.layout, double_blocks=self.double_blocks, single_blocks=self.single_blocks, generator=generator
-            ).to(dtype)
-        return Control(net.eval(), dit.params, scale=self.scale, mode=self.mode)
+            ).to(site.dtype)
+        return Control(net.eval(), dit.params, self)
 
 
-class Control:
-    """A loaded ControlNet; `conditioner` makes it ready for one batch."""
+class Control(Base):
+    """A loaded ControlNet; `prepare` and `conditioner` make it ready."""
 
     role = "controlnet"
+    loads = ("path", "train", "layout", "double_blocks", "single_blocks")
 
-    def __init__(self, net: ControlNet, base: FluxParams, *, scale: float = 1.0, mode: int | None = None) -> None:
+    def __init__(self, net: ControlNet, base: FluxParams, config: Config) -> None:
+        super().__init__(config, (net,))
         self.net = net
         self.base = base
-        self.scale = torch.tensor(scale)
-        self.mode = mode
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Parts that must be loaded while it is used."""
-        return ("ae",) if self.net.control.layout == "latents" else ()
+    def prepare(self, scene: Scene) -> Prepared:
+        """Encodes the condition picture."""
+        seen = to_pixels(cover(opened(self.config.image), scene.width, scene.height))
+        if self.net.control.layout == "pixels":
+            return both(Residual(self, seen.to(scene.device)))
+        return both(Residual(self, scene.encode(seen)))
 
     def conditioner(self, models: Models, pixels: Tensor | None) -> "Residual":
         """For condition pictures (B, 3, H, W) in [-1, 1]. Raises DataError if there are none."""
@@ -78,23 +92,34 @@ class Control:
         if models.ae is None:
             raise ValueError("the autoencoder is not loaded")
         with torch.no_grad():
-            return Residual(self, pack(models.ae.encode(pixels.to(next(models.ae.parameters()).dtype))))
+            return Residual(self, models.ae.encode(pixels.to(next(models.ae.parameters()).dtype)))
 
 
 class Residual(Unchanged):
-    """A ControlNet with its condition (as its layout wants it): the Conditioner of one batch."""
+    """A ControlNet with its condition, latents (B, C, h, w) or pixels (B, 3, H, W) as its layout wants: the Conditioner of one batch."""
 
     def __init__(self, control: Control, condition: Tensor) -> None:
         self.control = control
         self.condition = condition
 
     def hooks(self, tokens: Tokens) -> Sequence[BlockHook]:
-        """Residuals of this forward, computed now."""
-        net, base, scale = self.control.net, self.control.base, self.control.scale
-        made = net.residuals(tokens, self.condition, self.control.mode)
+        """Residuals of this forward, computed when the first block asks (a step cache may never ask)."""
+        control, base = self.control, self.control.base
+        scale = torch.tensor(control.config.scale)
+        condition = self.condition if control.net.control.layout == "pixels" else pack(self.condition)
+        made: list[Residuals] = []
 
         def residual(index: int) -> Tensor | None:
-            found = made.of(index, base.depth, base.depth_single_blocks)
+            if not made:
+                made.append(control.net.residuals(tokens, condition, control.config.mode))
+            found = made[0].of(index, base.depth, base.depth_single_blocks)
             return None if found is None else found * scale.to(found.device)
 
         return [ResidualHook(residual)]
+
+    def tile(self, window: Window) -> Conditioner:
+        """The condition's part."""
+        factor = self.condition.shape[-2] // window.rows
+        rows = slice(window.top * factor, (window.top + window.height) * factor)
+        columns = slice(window.left * factor, (window.left + window.width) * factor)
+        return Residual(self.control, self.condition[..., rows, columns])

@@ -4,40 +4,44 @@
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
 from fluxsmith.adapters.base import AdapterSet
 from fluxsmith.adapters.lora import load_adapter
 from fluxsmith.config.choice import realise
+from fluxsmith.config.control import ControlConfig, Ground
 from fluxsmith.config.load import load_model
 from fluxsmith.config.section import PluginConfig
+from fluxsmith.controls.base import Control, Scene, Site
+from fluxsmith.controls.pictures import cover
+from fluxsmith.controls.pictures import pixels as to_pixels
 from fluxsmith.errors import ConfigError, ModelFileError
+from fluxsmith.generate.branch import Branch
+from fluxsmith.generate.controls import build, check, chosen, control_section, ground_of, named, with_implied
 from fluxsmith.generate.guidance import guided
 from fluxsmith.generate.request import Picture, Request
-from fluxsmith.generate.samplers import SAMPLERS, Callback, Velocity
+from fluxsmith.generate.samplers import SAMPLERS, Callback
 from fluxsmith.generate.schedule import sigmas
 from fluxsmith.generate.step_cache import StepCaches
 from fluxsmith.io.sources import resolve
 from fluxsmith.memory.block_swap import BlockSwap, Streaming, evenly
 from fluxsmith.memory.components import Components, blocks_over, size_of
-from fluxsmith.memory.modulation import Conditioning, LookAhead, announce
-from fluxsmith.models.assembly import Level, Models, Predictor, TextStates, velocity
+from fluxsmith.memory.modulation import LookAhead, announce
+from fluxsmith.models.assembly import Models, TextStates
 from fluxsmith.models.backends import backend
 from fluxsmith.models.files import locate
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.loading import LazyModels, Loading
 from fluxsmith.models.ops import use_attention
 from fluxsmith.models.packing import token_count
-from fluxsmith.models.stream import Conditioner
-from fluxsmith.models.tiling import tiled_decode, tiled_encode
+from fluxsmith.models.tiling import Tiling, tiled_decode, tiled_encode
 
 Defaults = dict[str, float | str]  # steps, guidance, shift of the model
 
@@ -45,30 +49,43 @@ Defaults = dict[str, float | str]  # steps, guidance, shift of the model
 class Pipeline:
     """The parts of a loaded model, ready to draw."""
 
-    def __init__(self, models: Models, defaults: Defaults, encode: Callable[[str], TextStates] | None = None) -> None:
+    def __init__(
+        self,
+        models: Models,
+        defaults: Defaults,
+        encode: Callable[[str], TextStates] | None = None,
+        *,
+        controls: Sequence[Control] = (),
+        ground: Ground | None = None,
+    ) -> None:
         self.models = models
         self.defaults = defaults
-        self.encode = encode or (lambda prompt: models.encode_text([prompt]))
+        self.encode = encode or self._encode_prompt
+        self.controls = list(controls)
+        self.ground = ground or Ground(in_channels=models.dit.params.in_channels if models.dit is not None else 64)
         self.loras: list[AdapterSet] = []
         self.components: Components | None = None
         self.limit: tuple[float, torch.device] | None = None  # GiB of a device, met when the first picture is drawn
+        self.names: dict[int, str] = {}  # of the controls' networks among the components
 
     @classmethod
     def load(
         cls,
         model: PluginConfig | Mapping[str, Any],
         *,
+        controls: Sequence[ControlConfig | Mapping[str, Any]] = (),
         device: str = "auto",
         dtype: torch.dtype | None = None,
         attention: str = "auto",
         vram_limit: float | None = None,
     ) -> "Pipeline":
-        """Load all parts of a `model` section (or a dict with its keys).
+        """Load all parts of a `model` section (or a dict with its keys) and of `[[control]]` sections.
 
         `dtype` of the transformer: fp32 on the CPU and bf16 on a card by default; `attention` names a kernel of `models/backends.py`.
         With `vram_limit` (GiB) parts are on the device only while they work, and blocks beyond it are streamed; 0 streams all of them.
         """
         model = model if isinstance(model, PluginConfig) else load_model({"model": dict(model)})
+        entries = named([*map(control_section, controls)])
         place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
         if place.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError("there is no CUDA device", fix="use --device cpu, or install torch for your card and its driver")
@@ -76,10 +93,15 @@ class Pipeline:
         lazy = LazyModels(locate(model), model, place if vram_limit is None else torch.device("cpu"), Loading(dtype))
         lazy.files.check(lazy.facts.roles)
         attend = backend(attention, place, trains=False, masked=lazy.facts.mask_text)
+        ground = ground_of(lazy.files, lazy.facts)
+        entries = with_implied(entries, ground)
+        check(entries, ground, pictures=False)
         models = lazy.get(lazy.facts.roles)
+        made = cls(models, realise(model).sampling_defaults(), ground=ground)
         if models.dit is not None:
-            use_attention(models.dit, attend)
-        made = cls(models, realise(model).sampling_defaults())
+            made.controls = build(entries, Site(models.dit, dtype, lazy.device))
+            for net in (models.dit, *(net for control in made.controls for net in control.nets)):
+                use_attention(net, attend)
         if vram_limit is not None:
             made.limit = (vram_limit, place)
         return made
@@ -94,13 +116,16 @@ class Pipeline:
         count = blocks_over(blocks, size_of(dit) - sum(blocks), vram_limit)
         if count:
             BlockSwap(dit, Streaming(tuple(evenly(count, len(blocks)))), device).attach()
-        self.components = Components(self.models.loaded(), device)
+        nets = {id(net): net for control in self.controls for net in control.nets}
+        self.names = {key: f"control {number}" for number, key in enumerate(nets)}
+        self.components = Components(self.models.loaded() | {self.names[key]: net for key, net in nets.items()}, device)
 
-    def _work(self, *roles: str) -> None:
+    def _work(self, *parts: str | nn.Module) -> None:
+        """These parts of the model and networks of controls work next; under a limit, only they are on the device."""
         if self.limit is not None and self.components is None:
             self.keep_within(*self.limit)
         if self.components is not None:
-            self.components.on(*roles)
+            self.components.on(*(part if isinstance(part, str) else self.names[id(part)] for part in parts))
 
     def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
         """Add a LoRA of any readable format at a weight; several add up. Raises ModelFileError if it does not fit this model."""
@@ -140,63 +165,80 @@ class Pipeline:
 
     def latents(self, request: Request, callback: Callback | None = None, caches: StepCaches | None = None) -> Tensor:
         """The denoised latents (1, 16, H/8, W/8) of a completed request, in fp32. `caches` of this request, to see what they left out."""
-        dit = self.models.dit
-        if dit is None or self.models.ae is None:
-            raise ValueError("drawing needs the transformer and the autoencoder")
+        dit, ae = self._dit(), self.models.ae
+        if ae is None:
+            raise ValueError("drawing needs the autoencoder")
+        ground = self.ground._replace(width=request.width, height=request.height, cfg=request.cfg, has_image=request.image is not None)
+        wanted = chosen(self.controls, request, ground)
         self._work("clip_l", "t5xxl")
         states = [self.encode(prompt) for prompt in ([request.prompt, request.negative] if request.cfg != 1 else [request.prompt])]
         self._work("dit")
         device, dtype = next(dit.parameters()).device, next(dit.parameters()).dtype
-        reduction = self.models.ae.reduction
-        height, width = request.height // reduction, request.width // reduction
+        height, width = request.height // ae.reduction, request.width // ae.reduction
         levels = sigmas(request.steps or 1, tokens=token_count(height, width), shift=request.shift or "none", strength=request.strength)
         x = start_noise(request.seed, dit.params.out_channels // 4, height, width).to(device)
-        if request.image is not None and request.strength < 1:
-            clean = self.encode_image(request, device)
+        clean = None if request.image is None else self.encode_image(request, device)
+        if clean is not None and request.strength < 1:
             x = (1 - levels[0]) * clean + levels[0] * x
-        condition = None if request.control_image is None else fitted(request.control_image, request).to(device)
-        controls = self.models.conditioners(condition)
         texts = [state.to(device, dtype) for state in states]
-        self._work("dit")
-        announce(dit, self._conditionings(texts, request, levels.tolist()))
+        branches = wanted.prepare(self._scene(request, levels, clean, (device, dtype)))
+        self._work("dit", *wanted.nets)
         caches, last = caches or StepCaches(request.cache), float(levels[-2])
-        positive, *others = [self._velocity(caches.around(dit, last=last), text, request=request, controls=controls) for text in texts]
-        negative = others[0] if others else None
-        return SAMPLERS[request.sampler](guided(positive, negative, request.cfg), x, levels, callback)
+        calls = [
+            Branch(self.models, caches.around(dit, last=last), text, request, conditioners)
+            for text, conditioners in zip(texts, branches, strict=False)
+        ]
+        announce(dit, (one for call in calls for one in call.conditionings(x, levels.tolist())))
+        positive, *others = calls
+        return SAMPLERS[request.sampler](guided(positive, others[0] if others else None, request.cfg), x, levels, callback)
+
+    def _scene(self, request: Request, levels: Tensor, clean: Tensor | None, place: tuple[torch.device, torch.dtype]) -> Scene:
+        return Scene(
+            self.models,
+            request.width,
+            request.height,
+            request.prompt,
+            request.negative if request.cfg != 1 else None,
+            tuple(levels.tolist()),
+            *place,
+            encode_text=self._encode_texts,
+            encode=lambda pixels: self._encode_pixels(pixels.to(place[0]), request.tiling()),
+            work=self._work,
+            clean=clean,
+        )
+
+    def _encode_prompt(self, prompt: str) -> TextStates:
+        """Text states of one prompt; a model without text encoders starts from no text, which its control then gives."""
+        dit = self._dit()
+        if self.models.t5xxl is None:
+            like = next(dit.parameters())
+            txt = like.new_zeros(1, 0, dit.params.context_in_dim)
+            return TextStates(txt, like.new_zeros(1, dit.params.vec_in_dim), torch.zeros(1, 0, dtype=torch.bool, device=like.device))
+        return self.models.encode_text([prompt])
+
+    def _encode_texts(self, prompts: Sequence[str]) -> TextStates:
+        self._work("clip_l", "t5xxl")
+        return self.models.encode_text(prompts)
+
+    def _encode_pixels(self, pixels: Tensor, tiling: Tiling | None) -> Tensor:
+        ae = self.models.ae
+        if ae is None:
+            raise ValueError("the autoencoder is not loaded")
+        self._work("ae")
+        pixels = pixels.to(next(ae.parameters()).dtype)
+        return tiled_encode(ae, pixels, tiling) if tiling else ae.encode(pixels)
 
     def _dit(self) -> FluxDiT:
         if self.models.dit is None:
             raise ValueError("the transformer is not loaded")
         return self.models.dit
 
-    def _conditionings(self, texts: Sequence[TextStates], request: Request, levels: Sequence[float]) -> Iterator[Conditioning]:
-        """All inputs of the conditioning path that a request will have, as `_velocity` makes them."""
-        embeds = self._dit().params.guidance_embed
-        for text in texts:
-            for sigma in levels:
-                t, guidance = (torch.full((1,), value, device=text.txt.device) for value in (sigma, float(request.guidance or 0.0)))
-                yield Conditioning(t, guidance if embeds else None, text.pooled)
-
-    def _velocity(self, dit: Predictor, text: TextStates, *, request: Request, controls: Sequence[Conditioner]) -> Velocity:
-        device = text.txt.device
-        guidance = torch.full((1,), float(request.guidance or 0.0), device=device)
-
-        def call(x: Tensor, sigma: float) -> Tensor:
-            t = torch.full((x.shape[0],), sigma, device=device)
-            return velocity(dit, x, text, Level(t, guidance), mask_text=self.models.mask_text, controls=controls).float()
-
-        return call
-
     def encode_image(self, request: Request, device: torch.device) -> Tensor:
         """The starting picture as latents, scaled and cropped at its centre to the request's size."""
-        if request.image is None or self.models.ae is None:
+        if request.image is None:
             raise ValueError("no starting picture")
-        self._work("ae")
-        pixels = fitted(request.image, request).to(device)
-        tiling = request.tiling()
-        if tiling:
-            return tiled_encode(self.models.ae, pixels, tiling)
-        return self.models.ae.encode(pixels)
+        pixels = to_pixels(cover(request.image.convert("RGB"), request.width, request.height))
+        return self._encode_pixels(pixels.to(device), request.tiling())
 
     def decode(self, latents: Tensor, request: Request) -> Tensor:
         """Latents -> pixels (1, 3, H, W), about [-1, 1]."""
@@ -213,12 +255,6 @@ class Pipeline:
 def start_noise(seed: int, channels: int, height: int, width: int) -> Tensor:
     """Unit noise (1, C, h, w) from a CPU generator, so that a seed means the same picture on every device."""
     return torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def fitted(image: Image.Image, request: Request) -> Tensor:
-    """A picture scaled and cropped at its centre to the request's size: (1, 3, H, W) in [-1, 1]."""
-    image = ImageOps.fit(image.convert("RGB"), (request.width, request.height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
 
 
 def to_image(pixels: Tensor) -> Image.Image:

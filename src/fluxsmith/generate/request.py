@@ -36,6 +36,9 @@ class Request:
     strength: float = 1.0  # 1 ignores `image`, 0.3 changes little
     tile: int | None = None  # side of an autoencoder tile in pixels; 0 never tiles, None tiles pictures above 1536 x 1536
     overlap: int | None = None  # pixels shared by neighbouring tiles; None is a quarter of the tile
+    controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by name: options of a loaded control, such as its image
+    denoise_tile: int | None = None  # side of a window in pixels that is denoised by itself; None denoises the picture as a whole
+    denoise_overlap: int | None = None  # pixels shared by neighbouring windows; None is half of one
     cache: Mapping[str, Any] | None = None  # step cache: {"type": "teacache" or "first_block", "threshold": 0.4}; None computes all
 
     def check(self) -> None:
@@ -48,6 +51,11 @@ class Request:
         """How the autoencoder is tiled, or None for one piece."""
         tile = (1024 if self.width * self.height > LARGE else 0) if self.tile is None else self.tile
         return Tiling(tile, tile // 4 if self.overlap is None else self.overlap) if tile else None
+
+    def windows(self) -> Tiling | None:
+        """How denoising is tiled, or None for one piece."""
+        tile = self.denoise_tile
+        return Tiling(tile, tile // 2 if self.denoise_overlap is None else self.denoise_overlap) if tile else None
 
     def _sizes(self) -> Iterator[Problem]:
         for name, value in (("width", self.width), ("height", self.height)):
@@ -79,12 +87,38 @@ class Request:
         if tiling and (tiling.overlap < 0 or tiling.tile - tiling.overlap < MULTIPLE):
             what = f"tile = {tiling.tile}, overlap = {tiling.overlap}"
             yield Problem(what, why=f"tiles must advance by {MULTIPLE} pixels", fix="use a tile of 1024; its overlap follows")
+        yield from self._window_problems()
+
+    def _window_problems(self) -> Iterator[Problem]:
+        windows = self.windows()
+        if windows is None:
+            if self.denoise_overlap is not None:
+                yield Problem("denoise_overlap without denoise_tile", fix="set denoise_tile = 1024, or leave both out")
+            return
+        if windows.overlap < 0 or windows.tile - windows.overlap < MULTIPLE:
+            what = f"denoise_tile = {windows.tile}, denoise_overlap = {windows.overlap}"
+            yield Problem(what, why=f"windows must advance by {MULTIPLE} pixels", fix="use 1024; the overlap follows")
+        if self.cache is not None:
+            yield Problem(
+                "a step cache with denoise_tile", why="it compares one forward with the next, and tiles alternate", fix="drop one"
+            )
 
     def settings(self) -> dict[str, Any]:
-        """JSON-ready settings, the starting picture left out."""
-        values = asdict(replace(self, image=None, control_image=None))
-        del values["image"], values["control_image"]
-        return {**values, "image_to_image": self.image is not None}
+        """JSON-ready settings, pictures left out."""
+        values = asdict(replace(self, image=None, control_image=None, controls={}))
+        for name in ("image", "control_image", "controls"):
+            del values[name]
+        given = {name: {key: plain(value) for key, value in options.items()} for name, options in self.controls.items()}
+        return {**values, "image_to_image": self.image is not None, **({"controls": given} if given else {})}
+
+
+def plain(value: Any) -> Any:
+    """An option of a control as JSON has it; a picture is told by its size."""
+    if isinstance(value, Image.Image):
+        return f"picture of {value.width} x {value.height}"
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return value if isinstance(value, bool | int | float | str) or value is None else str(value)
 
 
 def _is_shift(value: object) -> bool:

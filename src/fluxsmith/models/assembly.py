@@ -30,15 +30,10 @@ class Level(NamedTuple):
 
 
 class Control(Protocol):
-    """A loaded control model."""
+    """A loaded control model, as training sees it."""
 
     role: str
-    net: nn.Module
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Parts that must be loaded while it is used."""
-        ...
+    nets: tuple[nn.Module, ...]
 
     def conditioner(self, models: "Models", pixels: Tensor | None) -> Conditioner:
         """Ready for condition pictures (B, 3, H, W) in [-1, 1]."""
@@ -134,7 +129,23 @@ def velocity(
     mask_text: bool = False,
     controls: Sequence[Conditioner] = (),
 ) -> Tensor:
-    """Predicted noise - clean for latents (B, 16, h, w) at a noise level, in the latents' shape. `controls` act in order."""
+    """Predicted noise - clean for latents (B, 16, h, w) at a noise level, in the latents' shape. `controls` act by their order."""
+    controls = sorted(controls, key=lambda control: control.order)
+    tokens = model_input(dit, latents, text, level, mask_text=mask_text, controls=controls)
+    hooks = [hook for control in controls for hook in control.hooks(tokens)]
+    return unpack(dit(tokens, hooks), *latents.shape[-2:])
+
+
+def model_input(
+    dit: Predictor,
+    latents: Tensor,
+    text: TextStates,
+    level: Level,
+    *,
+    mask_text: bool = False,
+    controls: Sequence[Conditioner] = (),
+) -> Tokens:
+    """The transformer's input for latents (B, 16, h, w), with what the controls (in this order) make of it."""
     b, _, height, width = latents.shape
     device = latents.device
     img = pack(latents)
@@ -150,8 +161,7 @@ def velocity(
     )
     for control in controls:
         tokens = control.tokens(tokens)
-    hooks = [hook for control in controls for hook in control.hooks(tokens)]
-    return unpack(dit(tokens, hooks), height, width)
+    return tokens
 
 
 def visible(text_mask: Tensor, padding: int) -> Tensor:

@@ -110,6 +110,8 @@ class SingleStreamBlock(Block):
         q, k, v = ops.heads(qkv, [_norm(x, self.norm)], pe, self.num_heads)
         length, rest = txt.shape[1], 0 if self.advances_text else txt.shape[1]
         q, mlp, x = (q[:, :, rest:], mlp[:, rest:], x[:, rest:]) if rest else (q, mlp, x)
+        if rest and mask is not None and mask.shape[-2] > 1:
+            mask = mask[..., rest:, :]
         out = ops.attend(q, k, v, mask)
         out = out + _ip(q, ip, after_block=False) if ip else out
         x = ops.gate(x, mod.gate, ops.linear(self.linear2, (out, mlp), (False, True))[0])

@@ -21,6 +21,7 @@ class Tokens(NamedTuple):
     guidance: Tensor | None = None  # (B,)
     mask: Tensor | None = None  # bool, broadcasts to (B, H, T+N, T+N); True may attend
     n_target: int = 0  # 0: all image tokens
+    n_prompt: int = 0  # text tokens that belong to the prompt, at the end of the text; 0: all
 
 
 class IpTokens(NamedTuple):
@@ -61,8 +62,22 @@ class BlockHook:
         return stream
 
 
+class Window(NamedTuple):
+    """A part of the picture that is denoised by itself, in latent cells (even numbers); `rows` and `columns` are the whole picture's."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    rows: int
+    columns: int
+
+
 class Conditioner(Protocol):
     """A control made ready for one batch or picture: changes the input (seam 1) and watches the blocks (seams 2, 3)."""
+
+    order: int
+    """Conditioners act in this order; those that look at all tokens come last."""
 
     def tokens(self, tokens: Tokens) -> Tokens:
         """The input with what the control adds; everything it does not know stays."""
@@ -70,4 +85,16 @@ class Conditioner(Protocol):
 
     def hooks(self, tokens: Tokens) -> Sequence[BlockHook]:
         """Hooks for one forward on these tokens."""
+        ...
+
+    def at(self, sigma: float) -> "Conditioner | None":
+        """What acts at a noise level of the schedule; None where it is switched off."""
+        ...
+
+    def tile(self, window: Window) -> "Conditioner":
+        """The same for a part of the picture."""
+        ...
+
+    def correct(self, v: Tensor, x: Tensor, sigma: float) -> Tensor:
+        """The branch's prediction v (B, 16, h, w) at latents x, before guidance combines the branches."""
         ...

@@ -68,19 +68,19 @@ def _tiled(x: Tensor, run: Callable[[Tensor], Tensor], tile: int, overlap: int, 
         for left in starts(columns, tile, overlap):
             bottom, right = min(top + tile, rows), min(left + tile, columns)
             part = run(x[..., top * shrink : bottom * shrink, left * shrink : right * shrink]).float()
-            fade = _fade((top, bottom, rows), overlap, grow)[:, None] * _fade((left, right, columns), overlap, grow)[None]
-            fade = fade.to(x.device)
+            share = fade((top, bottom, rows), overlap, grow)[:, None] * fade((left, right, columns), overlap, grow)[None]
+            share = share.to(x.device)
             if total is None:
                 total = torch.zeros(*part.shape[:2], rows * grow, columns * grow, device=x.device)
             area = (..., slice(top * grow, bottom * grow), slice(left * grow, right * grow))
-            total[area] += part * fade
-            weight[area] += fade
+            total[area] += part * share
+            weight[area] += share
     if total is None:
         raise ValueError("nothing to tile: the picture is empty")
     return (total / weight).to(x.dtype)
 
 
-def _fade(span: tuple[int, int, int], overlap: int, grow: int) -> Tensor:
+def fade(span: tuple[int, int, int], overlap: int, grow: int) -> Tensor:
     """Linear ramps over the overlap at inner edges, 1 elsewhere: one weight an output pixel."""
     start, stop, length = span
     ramp = torch.ones((stop - start) * grow)

@@ -65,7 +65,7 @@ def _write_components(parts: Parts, stem: Path, step: int, disk: Disk, bus: Bus)
 
 def _as_file(parts: Parts, role: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A control model's file may name tensors otherwise than the model does."""
-    net = next((control.net for control in parts.models.controls if control.role == role), None)
+    net = next((control.nets[0] for control in parts.models.controls if control.role == role), None)
     return file_tensors(net, tensors) if isinstance(net, ControlNet) else tensors
 
 

@@ -17,6 +17,7 @@ from fluxsmith.config.choice import realise
 from fluxsmith.config.optimizer import OptimizerConfig
 from fluxsmith.config.schema import RunConfig
 from fluxsmith.config.section import PluginConfig
+from fluxsmith.controls.base import Site
 from fluxsmith.data.checks import check_fits
 from fluxsmith.data.dataset import PreparedData, prepare
 from fluxsmith.data.types import Encoders
@@ -139,8 +140,10 @@ def _controls(config: RunConfig, models: Models) -> tuple[Control, ...]:
     made = []
     for entry in config.control:
         is_trained = is_control_trained(entry)
-        made.append(realise(entry).build(models.dit, dtype=dtype if is_trained else base, seed=config.train.seed))
-        made[-1].net.requires_grad_(False)
+        site = Site(models.dit, dtype if is_trained else base, next(models.dit.parameters()).device, config.train.seed)
+        made.append(realise(entry).build(site))
+        for net in made[-1].nets:
+            net.requires_grad_(False)
     return tuple(made)
 
 
@@ -153,7 +156,8 @@ def _trained(config: RunConfig, models: Models) -> Trained:
     dtype = DTYPES[config.train.weights_dtype]
     if config.adapter is not None:
         return train_adapter(models, config.adapter, seed=config.train.seed, dtype=dtype)
-    nets = {control.role: control.net for control, entry in zip(models.controls, config.control, strict=True) if is_control_trained(entry)}
+    pairs = zip(models.controls, config.control, strict=True)
+    nets = {control.role: control.nets[0] for control, entry in pairs if is_control_trained(entry)}
     return train_modules(nets or {role: models.part(role) for role in config.train.components}, dtype)
 
 
@@ -208,7 +212,7 @@ def _memory(config: RunConfig, models: Models, device: torch.device, host: Host)
     dit, memory = models.dit, config.memory
     use(dit, REFERENCE if memory.reference_rounding else kernel_ops(memory.kernels, device))
     attend = backend(memory.attention, device, trains=True, masked=models.mask_text)
-    for net in (dit, *(control.net for control in models.controls)):
+    for net in (dit, *(net for control in models.controls for net in control.nets)):
         use_attention(net, attend)
     depth, depth_single = dit.params.depth, dit.params.depth_single_blocks
     how = streaming(memory, depth, depth_single)
@@ -220,9 +224,9 @@ def _memory(config: RunConfig, models: Models, device: torch.device, host: Host)
     move_resident(dit, device)
     if memory.checkpointing:
         checkpoint_blocks(dit, modes)
-        for control in models.controls:
-            if isinstance(control.net, FluxDiT):
-                checkpoint_blocks(control.net, offload=memory.checkpointing_offload)
+        for net in (net for control in models.controls for net in control.nets):
+            if isinstance(net, FluxDiT):
+                checkpoint_blocks(net, offload=memory.checkpointing_offload)
     if memory.compile:
         for block in dit.blocks:
             block.compile(dynamic=False)

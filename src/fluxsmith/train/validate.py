@@ -12,6 +12,7 @@ import torch
 
 from fluxsmith.config.choice import realise
 from fluxsmith.config.schema import SampleConfig
+from fluxsmith.controls.base import Control
 from fluxsmith.errors import FluxsmithError
 from fluxsmith.events import Bus, SampleReady, ValidationEnded, Warned
 from fluxsmith.generate.pipeline import Pipeline
@@ -74,7 +75,8 @@ class Sampler:
         if not due:
             return
         with evaluation(self.parts):
-            pipeline = Pipeline(self.parts.models, realise(self.parts.config.model).sampling_defaults(), self._encode)
+            controls = [control for control in self.parts.models.controls if isinstance(control, Control)]
+            pipeline = Pipeline(self.parts.models, realise(self.parts.config.model).sampling_defaults(), self._encode, controls=controls)
             for index, sample in due:
                 for number in range(sample.count):
                     self._one(pipeline, (index, sample), sample.seed + number, step)

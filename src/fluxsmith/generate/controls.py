@@ -1,0 +1,134 @@
+"""Controls around a picture: which act, whether they go together, and what each makes ready before the first step.
+
+`check(configs, ground)` needs no weights; `chosen(pipeline's controls, request)` puts a request's own pictures in.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from fluxsmith.config.choice import realise
+from fluxsmith.config.control import ControlConfig, Ground
+from fluxsmith.config.load import load_control
+from fluxsmith.controls.base import Control, Prepared, Scene, Site
+from fluxsmith.errors import ConfigError, Problem
+from fluxsmith.generate.request import Request
+from fluxsmith.io.identify import identify
+from fluxsmith.models.family.base import FamilyFacts
+from fluxsmith.models.files import ModelFiles
+from fluxsmith.models.stream import Conditioner
+
+IMPLIED = {384: "fill", 196: "flex2"}  # input features of a transformer -> the control without which it cannot be called
+NEEDS = {128: ("structure", "a canny or depth picture"), **{width: (name, "") for width, name in IMPLIED.items()}}
+
+
+class Branches(NamedTuple):
+    """Conditioners of the two branches of guidance."""
+
+    positive: list[Conditioner]
+    negative: list[Conditioner]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A request's controls, loaded and with the pictures it gives."""
+
+    controls: Sequence[Control] = field(default_factory=tuple)
+
+    def prepare(self, scene: Scene) -> Branches:
+        """Every control made ready; encoders run here."""
+        made: list[Prepared] = [control.prepare(scene) for control in self.controls]
+        return Branches([one.positive for one in made], [one.negative for one in made])
+
+    @property
+    def nets(self) -> list[Any]:
+        """Networks that every forward uses, each once."""
+        return list({id(net): net for control in self.controls for net in control.denoising}.values())
+
+
+def chosen(controls: Sequence[Control], request: Request, ground: Ground) -> Wanted:
+    """The controls with what the request gives them. Raises ConfigError with everything that does not go together."""
+    by_name = {control.name: control for control in controls}
+    unknown = [name for name in request.controls if name not in by_name]
+    if unknown:
+        known = ", ".join(by_name) or "none"
+        raise ConfigError(
+            f"no control is called {unknown[0]}", why=f"loaded are: {known}", fix="load it with the pipeline, or correct the name"
+        )
+    made = [control.given(**request.controls[name]) if name in request.controls else control for name, control in by_name.items()]
+    if request.control_image is not None:
+        made = [one.given(image=request.control_image) if "image" in type(one.config).model_fields else one for one in made]
+    check([one.config for one in made], ground)
+    return Wanted(made)
+
+
+def control_section(entry: ControlConfig | Mapping[str, Any]) -> ControlConfig:
+    """A `[[control]]` section from a dict with its keys. Raises ConfigError that names what is wrong."""
+    return entry if isinstance(entry, ControlConfig) else load_control(entry)
+
+
+def ground_of(files: ModelFiles, facts: FamilyFacts) -> Ground:
+    """What the header of the transformer's file tells."""
+    found = identify(files.path("dit"))
+    return Ground(family=facts.name, in_channels=int(found.sizes.get("in_channels") or 64), roles=facts.roles)
+
+
+def with_implied(configs: Sequence[ControlConfig], ground: Ground) -> list[ControlConfig]:
+    """The controls, and the one that this transformer always has."""
+    name = implied(configs, ground.in_channels)
+    return named([*configs, control_section({"type": name})]) if name else list(configs)
+
+
+def check(configs: Sequence[ControlConfig], ground: Ground, *, pictures: bool = True) -> None:
+    """Raise one ConfigError with everything that cannot work, before any weight is read. `pictures`: a request is known too."""
+    problems = [*_twins(configs), *needed(configs, ground)]
+    for index, config in enumerate(configs):
+        others = tuple(other.type for place, other in enumerate(configs) if place != index)
+        real, seen = realise(config), ground._replace(others=others)
+        problems += real.misfits(seen)
+        problems += real.problems(seen) if pictures else ()
+    if problems:
+        raise ConfigError(str(problems[0]), problems=tuple(dict.fromkeys(problems)))
+
+
+def implied(configs: Iterable[ControlConfig], in_channels: int) -> str:
+    """The control that this transformer always has, where none is given; it then works without a picture."""
+    name = IMPLIED.get(in_channels, "")
+    return "" if any(config.type == name for config in configs) else name
+
+
+def needed(configs: Sequence[ControlConfig], ground: Ground) -> Iterator[Problem]:
+    """Controls and transformer must agree on the features of an image token."""
+    types = {config.type for config in configs}
+    name, what = NEEDS.get(ground.in_channels, ("", ""))
+    if what and name not in types:
+        yield Problem(
+            f"this transformer needs {what}", why=f"it takes {ground.in_channels} features a token", fix=f'add [[control]] type = "{name}"'
+        )
+    for width, (other, _) in NEEDS.items():
+        if other in types and ground.in_channels != width:
+            why = f"this one takes {ground.in_channels} features a token, not {width}"
+            yield Problem(f"control {other} needs a transformer made for it", why=why, fix="use that model, or remove the control")
+
+
+def _twins(configs: Sequence[ControlConfig]) -> Iterator[Problem]:
+    names = [config.name or config.type for config in configs]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield Problem(
+            f"two controls are called {name}", why="requests and messages could not tell them apart", fix="give each a name of its own"
+        )
+
+
+def named(configs: Sequence[ControlConfig]) -> list[ControlConfig]:
+    """The same with a name for each that has none: its type, with a number from the second on."""
+    made: list[ControlConfig] = []
+    for config in configs:
+        same = sum(other.type == config.type for other in made)
+        name = config.name or (config.type if not same else f"{config.type}-{same + 1}")
+        made.append(config.model_copy(update={"name": name}))
+    return made
+
+
+def build(configs: Sequence[ControlConfig], site: Site) -> list[Control]:
+    """The controls, each network loaded once."""
+    return [realise(config).build(site) for config in configs]
