@@ -5,15 +5,13 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
-from quantised import BASES, config_of, cosine, relative
+from quantised import BASES, adapted, config_of, cosine, gradients, normal_dit, relative
 from streams import tokens
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fluxsmith.adapters.base import AdapterSet
-from fluxsmith.config.choice import config_class, plugin_names, realise
+from fluxsmith.config.choice import plugin_names
 from fluxsmith.io.safetensors import save_weights
-from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.linear import Linear
 from fluxsmith.models.load import load_dit, load_t5xxl
 from fluxsmith.quant.base import QuantLinear, by_block, quantise
@@ -22,33 +20,6 @@ from fluxsmith.quant.none import Config as NoneConfig
 GATES = {"fp8": 4e-2, "int8": 4e-2, "int4": 8e-2, "nf4": 8e-2, "int2": 0.3}  # velocity, relative L2
 ANGLES = {"fp8": 0.99, "int8": 0.99, "int4": 0.97, "nf4": 0.97, "int2": 0.8}  # adapter gradients, cosine
 ADAPTERS = plugin_names("fluxsmith.adapters")
-
-
-def normal_dit() -> FluxDiT:
-    """The tiny transformer with weights distributed as trained ones are."""
-    dit, generator = tiny_run.random_dit(), torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for module in dit.modules():
-            if isinstance(module, Linear):
-                module.weight.normal_(std=0.7 * module.in_features**-0.5, generator=generator)
-    return dit.requires_grad_(False)
-
-
-def adapted(dit: nn.Module, kind: str = "lora", **options: object) -> AdapterSet:
-    rank = {"boft": 96, "oft": 8}.get(kind, 4)
-    config = config_class("fluxsmith.adapters", kind)(type=kind, rank=rank, **options)
-    made = realise(config).build({"dit": dit}, seed=1, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for param in made.params.values():
-            param.add_(torch.randn(param.shape, generator=generator) * 0.02)  # past the start, where half of the gradients are zero
-    return made
-
-
-def gradients(dit: FluxDiT, made: AdapterSet) -> list[torch.Tensor]:
-    target = torch.randn(dit(tokens(0)).shape, generator=torch.Generator().manual_seed(3))
-    (dit(tokens(0)) - target).square().mean().backward()
-    return [param.grad for param in made.params.values()]
 
 
 @pytest.mark.ledger("KS-21")

@@ -1,10 +1,15 @@
-"""Every kind of quantised base, one small layer, and how far two tensors are apart."""
+"""Every kind of quantised base, one small layer, a small transformer, and how far two tensors are apart."""
 
 from typing import Any
 
+import tiny_run
 import torch
-from torch import Tensor
+from streams import tokens
+from torch import Tensor, nn
 
+from fluxsmith.adapters.base import AdapterSet
+from fluxsmith.config.choice import config_class, realise
+from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.linear import Linear
 from fluxsmith.quant.base import plugin
 
@@ -45,3 +50,30 @@ def relative(one: Tensor, other: Tensor) -> float:
 def cosine(one: Tensor, other: Tensor) -> float:
     """Of the angle between two tensors."""
     return float(torch.nn.functional.cosine_similarity(one.detach().flatten().double(), other.detach().flatten().double(), dim=0))
+
+
+def normal_dit() -> FluxDiT:
+    """The tiny transformer with weights distributed as trained ones are."""
+    dit, generator = tiny_run.random_dit(), torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for module in dit.modules():
+            if isinstance(module, Linear):
+                module.weight.normal_(std=0.7 * module.in_features**-0.5, generator=generator)
+    return dit.requires_grad_(False)
+
+
+def adapted(dit: nn.Module, kind: str = "lora", **options: object) -> AdapterSet:
+    rank = {"boft": 96, "oft": 8}.get(kind, 4)
+    config = config_class("fluxsmith.adapters", kind)(type=kind, rank=rank, **options)
+    made = realise(config).build({"dit": dit}, seed=1, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for param in made.params.values():
+            param.add_(torch.randn(param.shape, generator=generator) * 0.02)  # past the start, where half of the gradients are zero
+    return made
+
+
+def gradients(dit: FluxDiT, made: AdapterSet) -> list[torch.Tensor]:
+    target = torch.randn(dit(tokens(0)).shape, generator=torch.Generator().manual_seed(3))
+    (dit(tokens(0)) - target).square().mean().backward()
+    return [param.grad for param in made.params.values()]

@@ -18,6 +18,7 @@ from fluxsmith.errors import ConfigError
 from fluxsmith.memory.host_ring import HostRing
 from fluxsmith.models.blocks import SingleStreamBlock
 from fluxsmith.models.flux import FluxDiT
+from fluxsmith.models.linear import Linear
 
 Call = Callable[..., tuple[Tensor, Tensor]]
 Mode = Literal["keep", "selective", "boundary", "offloaded"]
@@ -35,6 +36,10 @@ def checkpoint_blocks(dit: FluxDiT, modes: Sequence[Mode] | None = None, *, offl
     contexts = {SingleStreamBlock: partial(_contexts, dit.params.hidden_size, single=True)}
     double = partial(_contexts, dit.params.hidden_size, single=False)
     ring = HostRing()
+    for block, mode in by_block.items():  # what these keep is made again for their own backward pass, and gone after it
+        for module in block.modules():
+            if isinstance(module, Linear):
+                module.is_recomputed = mode in ("boundary", "offloaded")
 
     def call(block: nn.Module, img: Tensor, txt: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
         mode = by_block[block]

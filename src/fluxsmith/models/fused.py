@@ -3,7 +3,8 @@
 Each equals its plain form in `ops.py` up to the order of roundings. Weights of norms and projections may be frozen or trained.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,34 @@ def row_scales(parts: Sequence[tuple[int, Tensor, Tensor]]) -> Tensor:
     return torch.cat([scales.expand(rows, -1, -1, -1) for rows, scales in stacked]).float()
 
 
+class Base(NamedTuple):
+    """How a frozen weight multiplies, from the tensors it is stored as; plain weights and weights in few bits differ in nothing else."""
+
+    add: Callable[..., tuple[Tensor, ...]]
+    """form, what each output row block begins with, input column blocks, stored tensors -> row blocks + x W^T."""
+    back: Callable[..., list[Tensor | None]]
+    """form, gradients of the row blocks, what the gradient of each column block begins with (None: nobody wants it), stored tensors."""
+
+
+class Form(NamedTuple):
+    """Column blocks of the input, row blocks of the output, which inputs still lack their GELU, and how the base is stored."""
+
+    columns: tuple[tuple[int, int], ...]
+    """(first, last + 1) of each input block."""
+    rows: tuple[tuple[int, int], ...]
+    """(first, last + 1) of each output block."""
+    gelu: tuple[bool, ...]
+    """True for inputs that are pre-activations."""
+    base: Base
+    stored: int
+    """Number of tensors the base is stored as."""
+
+    @classmethod
+    def of(cls, widths: Sequence[int], heights: Sequence[int], gelu: Sequence[bool], base: Base, stored: int) -> "Form":
+        """From the sizes of the blocks."""
+        return cls(_spans(widths), _spans(heights), tuple(gelu), base, stored)
+
+
 class LoraDelta(torch.autograd.Function):
     """bias + scale (x A^T) B^T, and in the backward pass the gradient of that *and* of the frozen base product that is added to it.
 
@@ -95,9 +124,10 @@ class LoraDelta(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, form: "Form", bias: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """`tensors`: scale (0-dim), down (rank, in), up (out, rank), weight (out, in), then the input blocks (rows, width)."""
-        scale, down, up, weight, *parts = tensors
+    def forward(ctx: FunctionCtx, form: Form, bias: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """`tensors`: scale (0-dim), down (rank, in), up (out, rank), what the base is stored as, then the input blocks (rows, width)."""
+        scale, down, up, *rest = tensors
+        stored, parts = rest[: form.stored], rest[form.stored :]
         acts = [_act(part, is_raw) for part, is_raw in zip(parts, form.gelu, strict=True)]
         hidden = _product(acts, [down[:, a:b] for a, b in form.columns])
         hidden = hidden.mul_(scale)
@@ -105,8 +135,9 @@ class LoraDelta(torch.autograd.Function):
         for a, b in form.rows:
             own = up[a:b]
             deltas.append(hidden @ own.T if bias is None else torch.addmm(bias[a:b], hidden, own.T))
-        needs_input = any(ctx.needs_input_grad[6:])  # type: ignore[attr-defined]
-        ctx.save_for_backward(scale, down, up, weight if needs_input else None, hidden, *parts)  # type: ignore[arg-type]  # None is allowed
+        needs_input = any(ctx.needs_input_grad[5 + form.stored :])  # type: ignore[attr-defined]
+        kept = stored if needs_input else [None] * form.stored
+        ctx.save_for_backward(scale, down, up, hidden, *kept, *parts)  # type: ignore[arg-type]  # None is allowed
         ctx.form = form  # type: ignore[attr-defined]
         made = tuple(act for act, is_raw in zip(acts, form.gelu, strict=True) if is_raw)
         ctx.mark_non_differentiable(*made)
@@ -115,63 +146,62 @@ class LoraDelta(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # as this function's forward
         form: Form = ctx.form  # type: ignore[attr-defined]
-        scale, down, up, weight, hidden, *parts = ctx.saved_tensors  # type: ignore[attr-defined]
+        scale, down, up, hidden, *rest = ctx.saved_tensors  # type: ignore[attr-defined]
+        stored, parts = rest[: form.stored], rest[form.stored :]
         wanted = ctx.needs_input_grad  # type: ignore[attr-defined]
         given = grads[: len(form.rows)]
         inner = _product(given, [up[a:b].T for a, b in form.rows]).mul_(scale)  # gradient of x A^T
         grad_down = _joined([inner.T @ _act(part, is_raw) for part, is_raw in zip(parts, form.gelu, strict=True)], 1)
         grad_up = _joined([grad.T @ hidden for grad in given])
         grad_bias = _joined([grad.sum(dim=0) for grad in given]) if wanted[1] else None
-        grad_parts: list[Tensor | None] = []
-        for number, ((a, b), part) in enumerate(zip(form.columns, parts, strict=True)):
-            if not wanted[6 + number]:
-                grad_parts.append(None)
-                continue
-            grad = inner @ down[:, a:b]
-            for (top, bottom), own in zip(form.rows, given, strict=True):
-                grad = torch.addmm(grad, own, weight[top:bottom, a:b])
-            raw = form.gelu[number]
-            grad_parts.append(torch.ops.aten.gelu_backward(grad, part, approximate="tanh") if raw else grad)
-        return (None, grad_bias, None, grad_down, grad_up, None, *grad_parts)
+        needs = wanted[5 + form.stored :]
+        begun = [inner @ down[:, a:b] if is_wanted else None for (a, b), is_wanted in zip(form.columns, needs, strict=True)]
+        made = form.base.back(form, given, begun, stored) if any(needs) else begun
+        turned = [_back_through_gelu(grad, part, is_raw) for grad, part, is_raw in zip(made, parts, form.gelu, strict=True)]
+        return (None, grad_bias, None, grad_down, grad_up, *[None] * form.stored, *turned)
 
 
 class AddProduct(torch.autograd.Function):
-    """delta + x W^T; the gradient of the product is `LoraDelta`'s affair."""
+    """delta + x W^T for each row block; the gradient of the product is `LoraDelta`'s affair."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, delta: Tensor, rows: tuple[int, int], weight: Tensor, form: "Form", *acts: Tensor) -> Tensor:
-        made = delta
+    def forward(ctx: FunctionCtx, form: Form, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """`tensors`: what each row block begins with, what the base is stored as, input blocks."""
+        first, last = len(form.rows), len(form.rows) + form.stored
+        return form.base.add(form, tensors[:first], tensors[last:], tensors[first:last])
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # as this function's forward
+        return (None, *grads, *[None] * (len(ctx.needs_input_grad) - 1 - len(grads)))  # type: ignore[attr-defined]
+
+
+def add_plain(form: Form, begun: Sequence[Tensor], acts: Sequence[Tensor], stored: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """As Base.add for a weight (out, in) in the type of the product."""
+    made = []
+    for (top, bottom), first in zip(form.rows, begun, strict=True):
+        total = first
         for (a, b), act in zip(form.columns, acts, strict=True):
-            made = torch.addmm(made, act, weight[rows[0] : rows[1], a:b].T)
-        return made
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # as this function's forward
-        return (grad, None, None, *[None] * (len(ctx.needs_input_grad) - 3))  # type: ignore[attr-defined]
+            total = torch.addmm(total, act, stored[0][top:bottom, a:b].T)
+        made.append(total)
+    return tuple(made)
 
 
-class Form(tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...], tuple[bool, ...]]):
-    """Column blocks of the input, row blocks of the output, and which inputs still lack their GELU."""
+def back_plain(form: Form, given: Sequence[Tensor], begun: Sequence[Tensor | None], stored: Sequence[Tensor]) -> list[Tensor | None]:
+    """As Base.back for a weight (out, in) in the type of the product."""
+    made: list[Tensor | None] = []
+    for (a, b), first in zip(form.columns, begun, strict=True):
+        total = first
+        for (top, bottom), own in zip(form.rows, given, strict=True):
+            total = None if total is None else torch.addmm(total, own, stored[0][top:bottom, a:b])
+        made.append(total)
+    return made
 
-    @classmethod
-    def of(cls, widths: Sequence[int], heights: Sequence[int], gelu: Sequence[bool]) -> "Form":
-        """From the sizes of the blocks."""
-        return cls((_spans(widths), _spans(heights), tuple(gelu)))
 
-    @property
-    def columns(self) -> tuple[tuple[int, int], ...]:
-        """(first, last + 1) of each input block."""
-        return self[0]
+PLAIN = Base(add_plain, back_plain)
 
-    @property
-    def rows(self) -> tuple[tuple[int, int], ...]:
-        """(first, last + 1) of each output block."""
-        return self[1]
 
-    @property
-    def gelu(self) -> tuple[bool, ...]:
-        """True for inputs that are pre-activations."""
-        return self[2]
+def _back_through_gelu(grad: Tensor | None, part: Tensor, is_raw: bool) -> Tensor | None:
+    return torch.ops.aten.gelu_backward(grad, part, approximate="tanh") if is_raw and grad is not None else grad
 
 
 def _spans(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fluxsmith.models.fused import AddProduct, Form, LoraDelta
+from fluxsmith.models.fused import PLAIN, AddProduct, Base, Form, LoraDelta
 
 Factors = tuple[Tensor, Tensor, Tensor]  # down (rank, in), up (out, rank), scale (0-dim)
 
@@ -19,6 +19,7 @@ class Linear(nn.Linear):
     """nn.Linear with an ordered slot `adapters`; an adapter is called as `adapter(x, y) -> y`."""
 
     is_lean = True  # False: each adapter after the base product, with every rounding between
+    is_recomputed = False  # True: what is kept for the backward pass lives no longer than that of the block it is in
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, device: str | None = None) -> None:
         super().__init__(in_features, out_features, bias=bias, device=device)
@@ -49,6 +50,10 @@ class Linear(nn.Linear):
             return self._adapted(factors, (input,), (False,), ())[0]
         return self.stepwise(input)
 
+    def frozen(self, x: Tensor, dtype: torch.dtype) -> tuple[Base, tuple[Tensor, ...]]:
+        """How the frozen weight multiplies inputs like x in this type, and the tensors it is stored as."""
+        return PLAIN, (self.weight.to(dtype),)
+
     def stepwise(self, input: Tensor) -> Tensor:
         """As forward, each adapter after the base product."""
         y = self.matmul(input)
@@ -74,8 +79,11 @@ class Linear(nn.Linear):
         return self._adapted(factors, inputs, gelu or (False,) * len(inputs), heights)
 
     def factors(self) -> "Factors | None":
-        """What the adapters add, if that is one pair of factors on a weight that is stored as it is; otherwise None."""
-        if not self.is_lean or len(self.adapters) != 1 or type(self).matmul is not Linear.matmul or self.weight.requires_grad:
+        """What the adapters add, if that is one pair of factors on a weight of which `frozen` tells; otherwise None."""
+        own = type(self)
+        if not self.is_lean or len(self.adapters) != 1 or self.weight.requires_grad:
+            return None
+        if own.matmul is not Linear.matmul and own.frozen is Linear.frozen:
             return None
         (adapter,) = self.adapters.values()
         make = getattr(adapter, "factors", None)  # anything callable may sit in the slot
@@ -96,14 +104,15 @@ class Linear(nn.Linear):
         down, up, scale = factors
         device = inputs[0].device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
-        form = Form.of([x.shape[-1] for x in inputs], heights or (self.out_features,), gelu)
-        weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
         flat = [x.to(dtype).reshape(-1, x.shape[-1]) for x in inputs]
         with torch.autocast(device, enabled=False):
-            made = LoraDelta.apply(form, bias, scale, down.to(dtype), up.to(dtype), weight, *flat)
+            base, stored = self.frozen(flat[0], dtype)
+            form = Form.of([x.shape[-1] for x in inputs], heights or (self.out_features,), gelu, base, len(stored))
+            made = LoraDelta.apply(form, bias, scale, down.to(dtype), up.to(dtype), *stored, *flat)
             deltas, activated = made[: len(form.rows)], iter(made[len(form.rows) :])
             acts = [next(activated) if raw else x.detach() for x, raw in zip(flat, form.gelu, strict=True)]
-            rows = [AddProduct.apply(delta, span, weight, form, *acts) for delta, span in zip(deltas, form.rows, strict=True)]
+            rows = AddProduct.apply(form, *deltas, *stored, *acts)
         return tuple(y.view(*inputs[0].shape[:-1], y.shape[-1]) for y in rows)
 
 

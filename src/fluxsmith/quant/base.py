@@ -18,8 +18,8 @@ from fluxsmith.io.canonical import Source
 from fluxsmith.models.fill import ByBlock
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.linear import Linear
+from fluxsmith.quant.products import Unpack
 
-Unpack = Callable[..., Tensor]
 Parts = Mapping[str, Tensor]
 MODULATIONS = (".img_mod.lin", ".txt_mod.lin", ".modulation.lin")
 STACKS = ("double_blocks.", "single_blocks.")
@@ -66,7 +66,7 @@ class QuantLinear(Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return self.stepwise(input)
+        return super().forward(input) if self.adapters else self.stepwise(input)
 
     def whole(self, inputs: Sequence[Tensor], gelu: Sequence[bool] = (), heights: Sequence[int] = ()) -> tuple[Tensor, ...]:
         """As Linear.whole."""

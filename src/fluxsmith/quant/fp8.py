@@ -14,9 +14,11 @@ from torch import Tensor
 from fluxsmith.config.quant import Compute, QuantConfig
 from fluxsmith.errors import ConfigError
 from fluxsmith.io.packed import FP8, fp8_rows
+from fluxsmith.models.fused import Base
 from fluxsmith.models.linear import Linear
 from fluxsmith.quant.base import FrozenProduct, QuantLinear, in_compute_type
-from fluxsmith.quant.rows import Dynamic, Fp8Product, card_has, goes_dynamic, mode_of, whole_rows
+from fluxsmith.quant.products import scaled_rows, unpacked
+from fluxsmith.quant.rows import IN_FP8, Dynamic, Fp8Product, card_has, goes_dynamic, mode_of, whole_rows
 
 
 class Config(QuantConfig):
@@ -95,6 +97,12 @@ class Fp8Linear(QuantLinear):
             return FrozenProduct.apply(x, _whole, None, self.weight, self.scale)
         return FrozenProduct.apply(x, _values, self.scale, self.weight)
 
+    def frozen(self, x: Tensor, dtype: torch.dtype) -> tuple[Base, tuple[Tensor, ...]]:
+        """As Linear.frozen."""
+        if goes_dynamic(self.mode, x, self.out_features):
+            return IN_FP8, (self.weight, self.scale)
+        return WHOLE if dtype == torch.float16 else VALUES, (self.weight, self.scale)
+
 
 def _values(dtype: torch.dtype, weight: Tensor) -> Tensor:
     return weight.view(FP8).to(dtype)
@@ -102,3 +110,6 @@ def _values(dtype: torch.dtype, weight: Tensor) -> Tensor:
 
 def _whole(dtype: torch.dtype, weight: Tensor, scale: Tensor) -> Tensor:
     return (weight.view(FP8).float() * scale).to(dtype)
+
+
+VALUES, WHOLE = scaled_rows(_values), unpacked(_whole)

@@ -6,10 +6,13 @@ Memory only: the weight is unpacked for each product, and again for the gradient
 from math import gcd
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fluxsmith.io.packed import from_groups
+from fluxsmith.models.fused import PLAIN, Base
 from fluxsmith.quant.base import FrozenProduct, QuantLinear, in_compute_type
+from fluxsmith.quant.products import unpacked
 
 
 def group_of(in_features: int, wanted: int) -> int:
@@ -38,10 +41,22 @@ class GroupedLinear(QuantLinear):
         """As Linear.dequantize, fp32."""
         return from_groups(self.weight, self.scale, self.offset, self.bits, torch.float32)
 
+    def unpacked(self, dtype: torch.dtype) -> Tensor:
+        """The weight (out, in) in a type."""
+        return UNPACK[self.bits](dtype, self.weight, self.scale, self.offset)
+
     def matmul(self, x: Tensor) -> Tensor:
         """As Linear.matmul."""
-        unpack = {4: _four, 2: _two}[self.bits]
-        return FrozenProduct.apply(in_compute_type(x), unpack, None, self.weight, self.scale, self.offset)
+        x = in_compute_type(x)
+        if self.is_recomputed and x.requires_grad:
+            return F.linear(x, self.unpacked(x.dtype))
+        return FrozenProduct.apply(x, UNPACK[self.bits], None, self.weight, self.scale, self.offset)
+
+    def frozen(self, x: Tensor, dtype: torch.dtype) -> tuple[Base, tuple[Tensor, ...]]:
+        """As Linear.frozen."""
+        if self.is_recomputed and x.requires_grad:
+            return PLAIN, (self.unpacked(dtype),)
+        return BASES[self.bits], (self.weight, self.scale, self.offset)
 
 
 class Int4Linear(GroupedLinear):
@@ -62,3 +77,7 @@ def _four(dtype: torch.dtype, packed: Tensor, scale: Tensor, offset: Tensor) -> 
 
 def _two(dtype: torch.dtype, packed: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     return from_groups(packed, scale, offset, 2, dtype)
+
+
+UNPACK = {4: _four, 2: _two}
+BASES = {bits: unpacked(unpack) for bits, unpack in UNPACK.items()}

@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fluxsmith.config.quant import Beside, QuantConfig
 from fluxsmith.errors import ConfigError
 from fluxsmith.io.forms import NF4_BLOCK, NF4_NESTED
 from fluxsmith.io.packed import from_nf4, nf4, nf4_absmax
+from fluxsmith.models.fused import PLAIN, Base
 from fluxsmith.models.linear import Linear
 from fluxsmith.quant.base import FrozenProduct, QuantLinear, in_compute_type
+from fluxsmith.quant.products import unpacked
 
 HAS_KERNEL = importlib.util.find_spec("bitsandbytes") is not None
 if HAS_KERNEL:
@@ -80,11 +83,24 @@ class Nf4Linear(QuantLinear):
         """As Linear.dequantize, fp32."""
         return from_nf4(self.weight, nf4_absmax(self.absmax, self.nested, self.offset), torch.float32)
 
+    def unpacker(self, x: Tensor) -> str:
+        """Who unpacks the weight for inputs like x."""
+        return "kernel" if HAS_KERNEL and (self.backend == "bitsandbytes" or (self.backend == "auto" and x.is_cuda)) else "torch"
+
     def matmul(self, x: Tensor) -> Tensor:
         """As Linear.matmul."""
-        uses_kernel = HAS_KERNEL and (self.backend == "bitsandbytes" or (self.backend == "auto" and x.is_cuda))
-        unpack = _by_kernel if uses_kernel else _by_torch
-        return FrozenProduct.apply(in_compute_type(x), unpack, None, self.weight, self.absmax, self.nested, self.offset)
+        x, unpack = in_compute_type(x), UNPACK[self.unpacker(x)]
+        stored = (self.weight, self.absmax, self.nested, self.offset)
+        if self.is_recomputed and x.requires_grad:
+            return F.linear(x, unpack(x.dtype, *stored))
+        return FrozenProduct.apply(x, unpack, None, *stored)
+
+    def frozen(self, x: Tensor, dtype: torch.dtype) -> tuple[Base, tuple[Tensor, ...]]:
+        """As Linear.frozen."""
+        stored = (self.weight, self.absmax, self.nested, self.offset)
+        if self.is_recomputed and x.requires_grad:
+            return PLAIN, (UNPACK[self.unpacker(x)](dtype, *stored),)
+        return BASES[self.unpacker(x)], stored
 
 
 def _by_torch(dtype: torch.dtype, packed: Tensor, absmax: Tensor, nested: Tensor, offset: Tensor) -> Tensor:
@@ -94,3 +110,7 @@ def _by_torch(dtype: torch.dtype, packed: Tensor, absmax: Tensor, nested: Tensor
 def _by_kernel(dtype: torch.dtype, packed: Tensor, absmax: Tensor, nested: Tensor, offset: Tensor) -> Tensor:
     flat, shape = packed.view(torch.uint8).reshape(-1, 1), [packed.shape[0], packed.shape[1] * 2]
     return torch.ops.bitsandbytes.dequantize_4bit(flat, nf4_absmax(absmax, nested, offset), NF4_BLOCK, "nf4", shape, dtype)
+
+
+UNPACK = {"torch": _by_torch, "kernel": _by_kernel}
+BASES = {name: unpacked(unpack) for name, unpack in UNPACK.items()}

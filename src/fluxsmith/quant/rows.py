@@ -5,6 +5,8 @@ axis, so W's scale is multiplied into the gradient first, then that is rounded w
 runs in plain PyTorch, so that it is tested everywhere.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,6 +15,7 @@ from torch.autograd.function import FunctionCtx
 
 from fluxsmith.config.quant import Compute
 from fluxsmith.io.packed import FP8, LARGEST_FP8, LARGEST_INT8, row_scale
+from fluxsmith.models.fused import Base, Form
 
 Dynamic = Literal["never", "card", "always"]
 LEAST_ROWS, STEP = 32, 16  # of cuBLAS's 8-bit products: rows of the first operand, and what sizes are multiples of
@@ -102,6 +105,51 @@ class Int8Product(torch.autograd.Function):
         weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
         values, row = rounded_int8(grad.float() * scale.t())
         return (product_int8(values, weight.t().contiguous()).float() * row).to(grad.dtype), None, None
+
+
+Rounded = Callable[[Tensor], tuple[Tensor, Tensor]]
+Added = Callable[..., Tensor]
+
+
+def plus_fp8(begun: Tensor, values: Tensor, weight: Tensor, row: Tensor, scale: Tensor | None) -> Tensor:
+    """begun (M, N) + row (M, 1) * (values (M, K) weight^T (N, K)) * scale (N, 1), both e4m3; None for scales of one."""
+    columns = row.new_ones(1, weight.shape[0]) if scale is None else scale.t().contiguous()
+    return begun + product_fp8(values, weight.view(FP8), row, columns).to(begun.dtype)
+
+
+def plus_int8(begun: Tensor, values: Tensor, weight: Tensor, row: Tensor, scale: Tensor | None) -> Tensor:
+    """As plus_fp8, both int8."""
+    made = product_int8(values, weight) * row  # fp32
+    return (begun + made if scale is None else torch.addcmul(begun, made, scale.t())).to(begun.dtype)
+
+
+def _add(
+    rounded: Rounded, plus: Added, form: Form, begun: Sequence[Tensor], acts: Sequence[Tensor], stored: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """As Base.add. Column blocks are put together: the card's kernels want whole rows."""
+    values, row = rounded(acts[0] if len(acts) == 1 else torch.cat(list(acts), dim=-1))
+    weight, scale = stored
+    return tuple(plus(first, values, weight[a:b], row, scale[a:b]) for (a, b), first in zip(form.rows, begun, strict=True))
+
+
+def _back(
+    rounded: Rounded, plus: Added, form: Form, given: Sequence[Tensor], begun: Sequence[Tensor | None], stored: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """As Base.back."""
+    (weight, scale), dtype = stored, given[0].dtype
+    whole = torch.zeros((), dtype=dtype, device=weight.device)
+    for (a, b), grad in zip(form.rows, given, strict=True):
+        values, row = rounded(grad * scale[a:b].t())  # fp32
+        whole = plus(whole, values, weight[a:b].t().contiguous(), row, None)  # the summed axis last, in both
+    return [None if first is None else first + whole[:, a:b] for (a, b), first in zip(form.columns, begun, strict=True)]
+
+
+def in_8_bits(rounded: Rounded, plus: Added) -> Base:
+    """For a weight of 8-bit values and a scale (out, 1) an output row."""
+    return Base(partial(_add, rounded, plus), partial(_back, rounded, plus))
+
+
+IN_FP8, IN_INT8 = in_8_bits(rounded_fp8, plus_fp8), in_8_bits(rounded_int8, plus_int8)
 
 
 def whole_rows(parts: dict[str, Tensor]) -> dict[str, Tensor] | None:
