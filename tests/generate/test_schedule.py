@@ -1,12 +1,17 @@
 """Noise levels: the shift of each preset by its formula, and where image to image begins."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import tiny_run
 import torch
 
 from fluxsmith.config.choice import config_class
 from fluxsmith.errors import ConfigError
+from fluxsmith.generate.pipeline import Pipeline, start_noise
+from fluxsmith.generate.request import Request
 from fluxsmith.generate.schedule import sigmas
 
 FAMILY = "fluxsmith.models.family"
@@ -56,3 +61,20 @@ def test_image_to_image_leaves_the_first_steps_out(strength: float, left: int) -
 def test_impossible_values_are_refused(steps: int, strength: float) -> None:
     with pytest.raises(ConfigError):
         sigmas(steps, tokens=256, strength=strength)
+
+
+def test_explicit_levels_and_noise_take_the_place_of_the_schedule(tmp_path: Path) -> None:
+    pipeline = Pipeline.load(tiny_run.config(tiny_run.write_model(tmp_path / "model"), tmp_path / "run").model, device="cpu")
+    plain = Request("a", width=32, height=32, steps=2, shift="none", guidance=1.0, seed=3)
+    same = replace(plain, steps=None, seed=9, sigmas=(1.0, 0.5, 0.0), noise=start_noise(3, 16, 4, 4))
+    expected = pipeline.generate(plain).image
+    assert pipeline.generate(same).image.tobytes() == expected.tobytes()
+    assert pipeline.generate(replace(same, sigmas=(1.0, 0.8, 0.0))).image.tobytes() != expected.tobytes()
+    assert same.settings()["sigmas"] == (1.0, 0.5, 0.0)
+    assert "sigmas" not in plain.settings()
+
+
+@pytest.mark.parametrize("levels", [(), (1.0,), (1.0, 0.5), (0.5, 0.8, 0.0), (1.2, 0.0)])
+def test_levels_that_are_no_schedule_are_refused(levels: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="they start at 1 or below"):
+        Request("a", sigmas=levels).check()

@@ -175,8 +175,9 @@ class Pipeline:
         self._work("dit")
         device, dtype = next(dit.parameters()).device, next(dit.parameters()).dtype
         height, width = request.height // ae.reduction, request.width // ae.reduction
-        levels = sigmas(request.steps or 1, tokens=token_count(height, width), shift=request.shift or "none", strength=request.strength)
-        x = start_noise(request.seed, dit.params.out_channels // 4, height, width).to(device)
+        levels = levels_of(request, token_count(height, width))
+        noise = request.noise if request.noise is not None else start_noise(request.seed, dit.params.out_channels // 4, height, width)
+        x = noise.to(device)
         clean = None if request.image is None else self.encode_image(request, device)
         if clean is not None and request.strength < 1:
             x = (1 - levels[0]) * clean + levels[0] * x
@@ -250,6 +251,13 @@ class Pipeline:
         if tiling:
             return tiled_decode(self.models.ae, latents, tiling)
         return self.models.ae.decode(latents)
+
+
+def levels_of(request: Request, tokens: int) -> Tensor:
+    """The noise levels of a completed request, the last one 0, fp32."""
+    if request.sigmas is not None:
+        return torch.tensor(request.sigmas)
+    return sigmas(request.steps or 1, tokens=tokens, shift=request.shift or "none", strength=request.strength)
 
 
 def start_noise(seed: int, channels: int, height: int, width: int) -> Tensor:

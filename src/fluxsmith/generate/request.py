@@ -1,11 +1,13 @@
 """What a user asks for (Request) and what they get (Picture), with every setting that made it."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from PIL import Image
+from torch import Tensor
 
 from fluxsmith.errors import ConfigError, Problem
 from fluxsmith.generate.samplers import SAMPLERS
@@ -39,6 +41,8 @@ class Request:
     controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by name: options of a loaded control, such as its image
     denoise_tile: int | None = None  # side of a window in pixels that is denoised by itself; None denoises the picture as a whole
     denoise_overlap: int | None = None  # pixels shared by neighbouring windows; None is half of one
+    sigmas: tuple[float, ...] | None = None  # noise levels from the first to 0, in place of steps, shift and the start by strength
+    noise: Tensor | None = field(default=None, compare=False)  # unit noise (1, 16, H/8, W/8) to start from; None: that of the seed
     cache: Mapping[str, Any] | None = None  # step cache: {"type": "teacache" or "first_block", "threshold": 0.4}; None computes all
 
     def check(self) -> None:
@@ -71,6 +75,9 @@ class Request:
         for name, value in (("guidance", self.guidance), ("cfg", self.cfg)):
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 yield Problem(f"{name} = {value}", why="it must be 0 or more", fix="use 3.5")
+        if self.sigmas is not None and not _is_schedule(self.sigmas):
+            why = "they start at 1 or below, fall, and end with 0"
+            yield Problem(f"sigmas = {self.sigmas}", why=why, fix="use (1.0, 0.75, 0.5, 0.25, 0.0), or leave them out")
         if not 0 <= self.seed < SEEDS:
             yield Problem(f"seed = {self.seed}", why="seeds go from 0 to 2^63 - 1", fix="use 42")
         if not _is_shift(self.shift):
@@ -105,8 +112,8 @@ class Request:
 
     def settings(self) -> dict[str, Any]:
         """JSON-ready settings, pictures left out."""
-        values = asdict(replace(self, image=None, control_image=None, controls={}))
-        for name in ("image", "control_image", "controls"):
+        values = asdict(replace(self, image=None, control_image=None, controls={}, noise=None))
+        for name in ("image", "control_image", "controls", "noise", *(() if self.sigmas else ("sigmas",))):
             del values[name]
         given = {name: {key: plain(value) for key, value in options.items()} for name, options in self.controls.items()}
         return {**values, "image_to_image": self.image is not None, **({"controls": given} if given else {})}
@@ -119,6 +126,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     return value if isinstance(value, bool | int | float | str) or value is None else str(value)
+
+
+def _is_schedule(levels: tuple[float, ...]) -> bool:
+    falls = all(now > after for now, after in itertools.pairwise(levels))
+    return len(levels) > 1 and levels[0] <= 1 and levels[-1] == 0 and falls
 
 
 def _is_shift(value: object) -> bool:
