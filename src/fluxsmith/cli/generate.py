@@ -2,53 +2,52 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from fluxsmith.cli import drawing_options as options
 from fluxsmith.cli.arguments import AsJson, weighted
+from fluxsmith.cli.control_options import controls
 from fluxsmith.config.load import load_model
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.errors import ConfigError
 from fluxsmith.io.identify import identify
 
 Weighted = tuple[str, float]
+PRESETS = {("flux1", name): name for name in ("schnell", "fill")} | {("flux1", "canny-depth"): "canny", ("flex", "preview"): "flex2"}
 
 
 def command(  # noqa: PLR0913  a verb has as many arguments as options
-    run: Annotated[Path | None, typer.Argument(help="A run file whose model section is used; or give --model.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="A run file whose model and controls are used; or give --model.")] = None,
     *,
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw; several make a grid.")],
-    model: Annotated[str, typer.Option("--model", help="Transformer file, folder or hub id; flux-shapes is bundled.")] = "",
-    preset: Annotated[
-        str, typer.Option("--preset", help="krea, kontext, ... (with --model); dev, schnell and Chroma are recognised.")
-    ] = "",
-    clip_l: Annotated[str, typer.Option("--clip-l", help="CLIP-L file.")] = "",
-    t5xxl: Annotated[str, typer.Option("--t5xxl", help="T5-XXL file.")] = "",
-    ae: Annotated[str, typer.Option("--ae", help="Autoencoder file.")] = "",
-    lora: Annotated[list[str] | None, typer.Option("--lora", metavar="FILE[:WEIGHT]", help="A LoRA; may be repeated.")] = None,
-    negative: Annotated[str, typer.Option("--negative", "-n", help="What to avoid (with --cfg).")] = "",
-    steps: Annotated[int | None, typer.Option("--steps", help="Sampling steps; the model's default.")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Embedded guidance; the model's default.")] = None,
-    cfg: Annotated[
-        float | None, typer.Option("--cfg", help="True guidance; 1 is off (but for Chroma), others cost twice the time.")
-    ] = None,
-    seed: Annotated[list[int] | None, typer.Option("--seed", help="Seed of the noise; several make a grid.")] = None,
-    width: Annotated[int | None, typer.Option("--width", help="Pixels, a multiple of 16; that of --image or the model's default.")] = None,
-    height: Annotated[int | None, typer.Option("--height", help="Pixels, a multiple of 16.")] = None,
-    shift: Annotated[str, typer.Option("--shift", help="flux, none, or a number; the model's default.")] = "",
-    sampler: Annotated[str, typer.Option("--sampler", help="euler or heun.")] = "euler",
-    image: Annotated[Path | None, typer.Option("--image", help="Start of image to image.")] = None,
-    strength: Annotated[float | None, typer.Option("--strength", help="How much of --image is redrawn, 0..1; 0.6 by default.")] = None,
-    tile: Annotated[
-        int | None, typer.Option("--tile", help="Autoencoder tile in pixels; 0 never tiles; by default from 1536 x 1536 on.")
-    ] = None,
-    step_cache: Annotated[
-        str,
-        typer.Option("--step-cache", metavar="KIND:THRESHOLD", help="Skip similar steps: teacache:0.4 or first_block:0.1; off by default."),
-    ] = "",
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to draw.")] = "auto",
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file, or folder for several.")] = Path("out.png"),
+    prompt: options.Prompt,
+    model: options.Model = "",
+    preset: options.Preset = "",
+    clip_l: options.ClipL = "",
+    t5xxl: options.T5Xxl = "",
+    ae: options.Ae = "",
+    lora: options.Lora = None,
+    negative: options.Negative = "",
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    cfg: options.Cfg = None,
+    seed: options.Seed = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    shift: options.Shift = "",
+    sampler: options.Sampler = "euler",
+    image: options.Image = None,
+    strength: options.Strength = None,
+    tile: options.Tile = None,
+    step_cache: options.StepCache = "",
+    denoise_tile: options.DenoiseTile = None,
+    denoise_overlap: options.DenoiseOverlap = None,
+    control: options.Control = None,
+    device: options.Device = "auto",
+    vram_limit: options.VramLimit = None,
+    attention: options.Attention = "auto",
+    out: options.Out = Path("out.png"),
     as_json: AsJson = False,
 ) -> None:
     """Draw. Example: fluxsmith generate --model flux-shapes --prompt "a large red circle at center on a grey background"."""
@@ -57,12 +56,14 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
 
     settings = {
         "negative": negative, "steps": steps, "guidance": guidance, "cfg": cfg, "width": width, "height": height,
-        "shift": _shift(shift), "sampler": sampler, "tile": tile,
+        "shift": _shift(shift), "sampler": sampler, "tile": tile, "denoise_tile": denoise_tile, "denoise_overlap": denoise_overlap,
         "cache": _step_cache(step_cache),
         "strength": strength if strength is not None else 0.6 if image else 1.0,
     }  # fmt: skip
     loras = tuple(weighted(text, "--lora") for text in lora or ())
-    job = Job(section, tuple(prompt), tuple(seed or (0,)), settings, loras=loras, image=image, device=device, out=out)
+    place = {"device": device, "vram_limit": vram_limit, "attention": attention}
+    entries = controls(run, control or ())
+    job = Job(section, tuple(prompt), tuple(seed or (0,)), settings, loras=loras, controls=entries, image=image, place=place, out=out)
     for record in draw_all(job):
         typer.echo(json.dumps(record) if as_json else _line(record))
 
@@ -98,7 +99,7 @@ def _member(model: str, given: dict[str, str]) -> dict[str, str]:
         if "clip_l" in given:
             raise ConfigError("--clip-l has no effect", where=model, why="this is Chroma, which has no CLIP", fix="leave it out")
         return {"type": "chroma"}
-    return {"type": "flux1", "preset": "schnell" if found.variant == "schnell" else "dev"}
+    return {"type": "flux1", "preset": PRESETS.get((found.family, found.variant), "dev")}
 
 
 def _shift(text: str) -> str | float | None:

@@ -117,6 +117,18 @@ def load_model(source: str | Path | Mapping[str, Any]) -> PluginConfig:
         raise _refusal(read.name, problems_from(located, tree, read.place)) from None
 
 
+def load_controls(run: str | Path) -> list[ControlConfig]:
+    """The `[[control]]` sections of a run file; empty if there are none. Raises one ConfigError that holds every problem."""
+    read = _read(run)
+    tree = {"control": copy.deepcopy(read.tree.get("control", []))}
+    find_nearby(tree, Path(run).expanduser().parent)
+    try:
+        return TypeAdapter(list[Annotated[ControlConfig, choice.Choice(CONTROLS)]]).validate_python(tree["control"])
+    except ValidationError as error:
+        located = [{**one, "loc": ("control", *one["loc"])} for one in error.errors()]
+        raise _refusal(read.name, problems_from(located, tree, read.place)) from None
+
+
 def load_control(entry: Mapping[str, Any]) -> ControlConfig:
     """One `[[control]]` section from a dict with its keys. Raises one ConfigError that holds every problem."""
     try:

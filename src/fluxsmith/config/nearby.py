@@ -8,6 +8,7 @@ PATH_KEYS = {
     "adapter": ("init_from",),
     "data": ("path",),
 }
+CONTROL_WORDS = ("path", "image", "mask", "file", "encoder", "decoder", "projector", "qwen", "lora")  # in names of options that are files
 
 
 def find_nearby(tree: dict[str, Any], folder: Path) -> None:
@@ -17,6 +18,21 @@ def find_nearby(tree: dict[str, Any], folder: Path) -> None:
         for table in tables if isinstance(tables, list) else [tables]:
             if isinstance(table, dict):
                 table.update({key: _nearby(table[key], folder) for key in keys if key in table})
+    controls = tree.get("control")
+    for table in controls if isinstance(controls, list) else ():
+        if isinstance(table, dict):
+            table.update(_files_nearby(table, folder))
+
+
+def _files_nearby(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The options of a control that are files, lists of files, or tables with files."""
+    changed = {}
+    for key, value in table.items():
+        if isinstance(value, list) and all(isinstance(one, dict) for one in value):
+            changed[key] = [{**one, **_files_nearby(one, folder)} for one in value]
+        elif any(word in key for word in CONTROL_WORDS):
+            changed[key] = [_nearby(one, folder) for one in value] if isinstance(value, list) else _nearby(value, folder)
+    return changed
 
 
 def _nearby(value: Any, folder: Path) -> Any:

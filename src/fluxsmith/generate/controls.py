@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 from fluxsmith.config.choice import realise
 from fluxsmith.config.control import ControlConfig, Ground
 from fluxsmith.config.load import load_control
+from fluxsmith.config.section import PluginConfig
 from fluxsmith.controls.base import Control, Prepared, Scene, Site
 from fluxsmith.errors import ConfigError, Problem
 from fluxsmith.generate.request import Request
 from fluxsmith.io.identify import identify
 from fluxsmith.models.family.base import FamilyFacts
-from fluxsmith.models.files import ModelFiles
+from fluxsmith.models.files import ModelFiles, locate
 from fluxsmith.models.stream import Conditioner
 
 IMPLIED = {384: "fill", 196: "flex2"}  # input features of a transformer -> the control without which it cannot be called
@@ -55,7 +56,7 @@ def chosen(controls: Sequence[Control], request: Request, ground: Ground) -> Wan
         raise ConfigError(
             f"no control is called {unknown[0]}", why=f"loaded are: {known}", fix="load it with the pipeline, or correct the name"
         )
-    made = [control.given(**request.controls[name]) if name in request.controls else control for name, control in by_name.items()]
+    made = [one.given(**request.controls[one.name]) if one.name in request.controls else one for one in controls]
     if request.control_image is not None:
         made = [one.given(image=request.control_image) if "image" in type(one.config).model_fields else one for one in made]
     check([one.config for one in made], ground)
@@ -77,6 +78,19 @@ def with_implied(configs: Sequence[ControlConfig], ground: Ground) -> list[Contr
     """The controls, and the one that this transformer always has."""
     name = implied(configs, ground.in_channels)
     return named([*configs, control_section({"type": name})]) if name else list(configs)
+
+
+def check_early(model: PluginConfig, controls: Sequence[ControlConfig], requests: Sequence[Request]) -> None:
+    """Raise one ConfigError with everything about the controls of these requests that cannot work; only headers are read."""
+    ground = ground_of(locate(model), realise(model).facts())
+    entries = with_implied(named(controls), ground)
+    for request in requests:
+        check(entries, with_request(ground, request))
+
+
+def with_request(ground: Ground, request: Request) -> Ground:
+    """The ground of one picture."""
+    return ground._replace(width=request.width, height=request.height, cfg=request.cfg, has_image=request.image is not None)
 
 
 def check(configs: Sequence[ControlConfig], ground: Ground, *, pictures: bool = True) -> None:

@@ -1,16 +1,18 @@
 """Several pictures in one go: every prompt with every seed, saved as PNG with their settings inside, and as a grid."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from fluxsmith.config.choice import realise
+from fluxsmith.config.control import ControlConfig
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.errors import ConfigError, Problem
+from fluxsmith.generate.controls import check_early
 from fluxsmith.generate.grid import Cell, grid
 from fluxsmith.generate.pipeline import Pipeline
 from fluxsmith.generate.request import MULTIPLE, Request
@@ -27,8 +29,10 @@ class Job:
     seeds: tuple[int, ...]
     settings: dict[str, Any]
     loras: tuple[tuple[str, float], ...] = ()
+    controls: tuple[ControlConfig, ...] = ()
     image: Path | None = None
-    device: str = "auto"
+    place: Mapping[str, Any] = field(default_factory=dict)
+    """Where to draw: `device`, `vram_limit` and `attention` of Pipeline.load."""
     out: Path = Path("out.png")
 
     def requests(self) -> list[Request]:
@@ -82,22 +86,29 @@ def draw_all(job: Job) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"{len(requests)} pictures and one file name", where=str(job.out), fix="give a folder with --out")
     if not is_folder and job.out.suffix.lower() != ".png":
         raise ConfigError("pictures are written as PNG", where=str(job.out), fix=f"use {job.out.with_suffix('.png')}")
-    pipeline = Pipeline.load(job.model, device=job.device)
+    check_early(job.model, job.controls, requests)
+    pipeline = Pipeline.load(job.model, controls=job.controls, **job.place)
     for path, weight in job.loras:
         pipeline.load_lora(path, weight)
     cells = []
     for number, request in enumerate(requests):
         picture = pipeline.generate(request)
         path = job.out / f"{number:03d}_s{request.seed}.png" if is_folder else job.out
-        record = {**picture.settings, "loras": [list(lora) for lora in job.loras], "seconds": picture.seconds, "path": str(path)}
+        made_of = {"loras": [list(lora) for lora in job.loras], "control_models": [as_record(one) for one in job.controls]}
+        record = {**picture.settings, **made_of, "seconds": picture.seconds, "path": str(path)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(path, picture.image, png_text({**picture.settings, "loras": record["loras"]}, model=model_name(job.model)))
+        write_png(path, picture.image, png_text({**picture.settings, **made_of}, model=model_name(job.model)))
         cells.append(Cell(picture.image, request.prompt, f"seed {request.seed}"))
         yield record
     if several:
         path = job.out / "grid.png"
         write_png(path, grid(cells, columns=len(job.seeds)), {})
         yield {"path": str(path), "seconds": 0.0, "seed": job.seeds[0], "grid": True}
+
+
+def as_record(control: ControlConfig) -> dict[str, Any]:
+    """A control with what it was given, for the settings in a picture."""
+    return control.model_dump(mode="json", exclude_defaults=True) | {"type": control.type}
 
 
 def model_name(model: PluginConfig) -> str:

@@ -24,7 +24,7 @@ from fluxsmith.controls.pictures import cover
 from fluxsmith.controls.pictures import pixels as to_pixels
 from fluxsmith.errors import ConfigError, ModelFileError
 from fluxsmith.generate.branch import Branch
-from fluxsmith.generate.controls import build, check, chosen, control_section, ground_of, named, with_implied
+from fluxsmith.generate.controls import build, check, chosen, control_section, ground_of, named, with_implied, with_request
 from fluxsmith.generate.guidance import guided
 from fluxsmith.generate.request import Picture, Request
 from fluxsmith.generate.samplers import SAMPLERS, Callback
@@ -168,8 +168,7 @@ class Pipeline:
         dit, ae = self._dit(), self.models.ae
         if ae is None:
             raise ValueError("drawing needs the autoencoder")
-        ground = self.ground._replace(width=request.width, height=request.height, cfg=request.cfg, has_image=request.image is not None)
-        wanted = chosen(self.controls, request, ground)
+        wanted = chosen(self.controls, request, with_request(self.ground, request))
         self._work("clip_l", "t5xxl")
         states = [self.encode(prompt) for prompt in ([request.prompt, request.negative] if request.cfg != 1 else [request.prompt])]
         self._work("dit")
