@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from quantised import BASES, EXACT, config_of, cosine, layer, relative
+from counted import kept
+from quantised import BASES, EXACT, Lora, config_of, cosine, layer, relative
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -96,6 +97,24 @@ def test_it_compiles_whole(name: str) -> None:
     torch._dynamo.reset()
     assert counter.frame_count == 1
     torch.testing.assert_close(x.grad, again.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.ledger("ST-42")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize(("name", "has_lora"), [("fp8-dynamic", True), ("int4", False), ("nf4-kernel", True)])
+def test_a_compiler_does_not_keep_the_weight_unpacked(name: str, has_lora: bool) -> None:
+    """Left alone, a partitioner sees that both passes unpack the same weight, and keeps it from one to the other."""
+    torch._dynamo.reset()
+    one, x, again = made(name, 64), given(), given()
+    if has_lora:
+        one.adapters["a"] = Lora(64)
+    compiled = torch.compile(one, backend="aot_eager_decomp_partition", fullgraph=True, dynamic=False)
+    y, size = kept(lambda: compiled(x), [*one.parameters(), *one.buffers(), x])
+    torch._dynamo.reset()
+    assert size < 1000 < one.weight.numel(), "x A^T, scales, and small change"
+    y.sum().backward()
+    one(again).sum().backward()
+    torch.testing.assert_close(x.grad, again.grad, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", BASES)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from counted import Counters, kept
-from quantised import BASES, EXACT, adapted, config_of, cosine, gradients, layer, normal_dit, relative
+from quantised import BASES, EXACT, Lora, adapted, config_of, cosine, gradients, layer, normal_dit, relative
 from streams import tokens
-from torch import Tensor, nn
+from torch import Tensor
 
 from fluxsmith.io import packed
 from fluxsmith.memory.checkpoint import checkpoint_blocks
@@ -21,22 +21,6 @@ FORMS: dict[str, tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...]]] = { 
     "columns": ((16, 48), (False, True), ()),
     "rows": ((64,), (False,), (32, 16)),
 }
-
-
-class Lora(nn.Module):
-    """The least that is one pair of factors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(4)
-        self.down = nn.Parameter(torch.randn(4, 64, generator=generator) / 8)
-        self.up = nn.Parameter(torch.randn(48, 4, generator=generator) / 2)
-
-    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.down, self.up, torch.tensor(0.5)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return y + x @ self.down.T @ self.up.T * 0.5
 
 
 def made(name: str) -> QuantLinear:

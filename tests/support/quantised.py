@@ -77,3 +77,19 @@ def gradients(dit: FluxDiT, made: AdapterSet) -> list[torch.Tensor]:
     target = torch.randn(dit(tokens(0)).shape, generator=torch.Generator().manual_seed(3))
     (dit(tokens(0)) - target).square().mean().backward()
     return [param.grad for param in made.params.values()]
+
+
+class Lora(nn.Module):
+    """The least that is one pair of factors."""
+
+    def __init__(self, out_features: int = 48, in_features: int = 64) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(4)
+        self.down = nn.Parameter(torch.randn(4, in_features, generator=generator) / 8)
+        self.up = nn.Parameter(torch.randn(out_features, 4, generator=generator) / 2)
+
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.down, self.up, torch.tensor(0.5)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + x @ self.down.T @ self.up.T * 0.5

@@ -18,7 +18,7 @@ from fluxsmith.io.canonical import Source
 from fluxsmith.models.fill import ByBlock
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.linear import Linear
-from fluxsmith.quant.products import Unpack
+from fluxsmith.quant.products import Unpack, late
 
 Parts = Mapping[str, Tensor]
 MODULATIONS = (".img_mod.lin", ".txt_mod.lin", ".modulation.lin")
@@ -90,7 +90,8 @@ class FrozenProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # as this function's forward
-        row, *stored = ctx.saved_tensors  # type: ignore[attr-defined]
+        row, weight, *rest = ctx.saved_tensors  # type: ignore[attr-defined]
+        stored = (late(weight, grad), *rest)
         grad = grad if row is None else grad * row.flatten().to(grad.dtype)
         return grad @ ctx.unpack(grad.dtype, *stored), None, None, *[None] * len(stored)  # type: ignore[attr-defined]
 

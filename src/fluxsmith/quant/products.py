@@ -1,7 +1,8 @@
 """How a weight in few bits multiplies inside an adapted layer's one step of autograd (`Base` of models/fused.py).
 
 Unpacked: the weight is brought to the activations' type and multiplied as a plain one. Rows: values without their scales are
-multiplied, the scales then multiply the result as it is added. Both are repeated for the gradient: in between only few bits are kept.
+multiplied, the scales then multiply the result as it is added. Both are repeated for the gradient: in between only few bits are kept,
+which a compiler has to be told (`late`).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,23 @@ from torch import Tensor
 from fluxsmith.models.fused import Base, Form, add_plain, back_plain
 
 Unpack = Callable[..., Tensor]
+
+
+@torch.library.custom_op("fluxsmith::late", mutates_args=())
+def _late(stored: Tensor, grad: Tensor) -> Tensor:
+    return stored.clone()
+
+
+@_late.register_fake
+def _(stored: Tensor, grad: Tensor) -> Tensor:
+    return torch.empty_like(stored)
+
+
+def late(stored: Tensor, grad: Tensor) -> Tensor:
+    """The stored weight, in a backward pass. A compiler sees that it comes from the gradient: otherwise it takes the weight that the
+    forward pass unpacked for the same one, and keeps it in full until then. Compiled, this costs a copy of the few bits.
+    """
+    return _late(stored, grad) if torch.compiler.is_compiling() else stored
 
 
 def unpacked(unpack: Unpack) -> Base:
@@ -29,7 +47,7 @@ def _add_unpacked(
 def _back_unpacked(
     unpack: Unpack, form: Form, given: Sequence[Tensor], begun: Sequence[Tensor | None], stored: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    return back_plain(form, given, begun, (unpack(given[0].dtype, *stored),))
+    return back_plain(form, given, begun, (unpack(given[0].dtype, late(stored[0], given[0]), *stored[1:]),))
 
 
 def scaled_rows(values: Unpack) -> Base:
@@ -56,4 +74,4 @@ def _back_rows(
     dtype = given[0].dtype
     row = stored[1].flatten().to(dtype)
     turned = [grad * row[top:bottom] for (top, bottom), grad in zip(form.rows, given, strict=True)]
-    return back_plain(form, turned, begun, (values(dtype, stored[0]),))
+    return back_plain(form, turned, begun, (values(dtype, late(stored[0], given[0])),))

@@ -16,6 +16,7 @@ from torch.autograd.function import FunctionCtx
 from fluxsmith.config.quant import Compute
 from fluxsmith.io.packed import FP8, LARGEST_FP8, LARGEST_INT8, row_scale
 from fluxsmith.models.fused import Base, Form
+from fluxsmith.quant.products import late
 
 Dynamic = Literal["never", "card", "always"]
 LEAST_ROWS, STEP = 32, 16  # of cuBLAS's 8-bit products: rows of the first operand, and what sizes are multiples of
@@ -83,7 +84,7 @@ class Fp8Product(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # as this function's forward
         weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
         values, row = rounded_fp8(grad.float() * scale.t())
-        turned = weight.t().contiguous().view(FP8)  # the card's kernel wants the summed axis last, in both
+        turned = late(weight, grad).t().contiguous().view(FP8)  # the card's kernel wants the summed axis last, in both
         return (
             product_fp8(values, turned, row, torch.ones_like(scale[:1]).expand(1, turned.shape[0]).contiguous()).to(grad.dtype),
             None,
@@ -104,7 +105,7 @@ class Int8Product(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # as this function's forward
         weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
         values, row = rounded_int8(grad.float() * scale.t())
-        return (product_int8(values, weight.t().contiguous()).float() * row).to(grad.dtype), None, None
+        return (product_int8(values, late(weight, grad).t().contiguous()).float() * row).to(grad.dtype), None, None
 
 
 Rounded = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -140,7 +141,7 @@ def _back(
     whole = torch.zeros((), dtype=dtype, device=weight.device)
     for (a, b), grad in zip(form.rows, given, strict=True):
         values, row = rounded(grad * scale[a:b].t())  # fp32
-        whole = plus(whole, values, weight[a:b].t().contiguous(), row, None)  # the summed axis last, in both
+        whole = plus(whole, values, late(weight[a:b], grad).t().contiguous(), row, None)  # the summed axis last, in both
     return [None if first is None else first + whole[:, a:b] for (a, b), first in zip(form.columns, begun, strict=True)]
 
 
