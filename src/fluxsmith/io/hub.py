@@ -61,6 +61,22 @@ def download_role(repo: str, role: str) -> Path:
         return Path(snapshot_download(repo, allow_patterns=names))
 
 
+def list_files(repo: str) -> list[str]:
+    """Names of all files of a repository. Raises ModelFileError with the cure."""
+    from huggingface_hub import list_repo_files
+
+    with _hub_errors(repo):
+        return list_repo_files(repo)
+
+
+def download_into(repo: str, names: Sequence[str], folder: Path) -> None:
+    """Fetch these files to their places below a folder, continuing what was begun. Raises ModelFileError with the cure."""
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(repo):
+        snapshot_download(repo, allow_patterns=list(names), local_dir=folder)
+
+
 def choose(names: Sequence[str], role: str) -> list[str]:
     """Which of a repository's files make up a role; a diffusers folder only when there is no single file."""
     for pattern in ROLE_FILES.get(role, ()):

@@ -1,5 +1,5 @@
 """Where a model file is: a path, a folder (diffusers or ComfyUI layout), a hub id, or the bundled model. The only place that
-reads environment variables (FLUXSMITH_HOME; huggingface_hub reads its own HF_*).
+reads environment variables (FLUXSMITH_HOME, and those of DiffSynth-Studio and ModelScope; huggingface_hub reads its own HF_*).
 
 `resolve("black-forest-labs/FLUX.1-dev", "ae")`, `resolve("ComfyUI/models", "t5xxl")`, `resolve("bundle:flux-shapes", "dit")`.
 """
@@ -8,14 +8,15 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from fluxsmith.errors import FluxsmithError, ModelFileError
-from fluxsmith.io import hub
+from fluxsmith.io import hub, modelscope
 from fluxsmith.io.identify import PLAYS, identify
 from fluxsmith.io.shards import ENDINGS, SHARD
 from fluxsmith.io.tokenizer_files import find_tokenizer
 
-__all__ = ["find_role", "find_tokenizer", "home", "resolve"]
+__all__ = ["download_settings", "find_role", "find_tokenizer", "home", "resolve"]
 
 BUNDLE = "bundle:"
 BUNDLE_FOLDER = Path(__file__).resolve().parent.parent / "bundle"
@@ -35,6 +36,33 @@ MAX_CANDIDATES = 200  # headers read in one folder
 def home() -> Path:
     """fluxsmith's own folder: FLUXSMITH_HOME, else `~/.fluxsmith`; model files are looked for in its `models`."""
     return Path(os.environ.get("FLUXSMITH_HOME") or Path.home() / ".fluxsmith")
+
+
+class DownloadSettings(NamedTuple):
+    """Where models given by an id are looked for, and where they come from."""
+
+    source: str
+    root: Path
+    skip: bool
+    hub: modelscope.Hub
+
+
+def download_settings(source: str | None, root: Path | None, skip: bool | None) -> DownloadSettings:
+    """What was given, else the environment (DIFFSYNTH_DOWNLOAD_SOURCE, _MODEL_BASE_PATH, _SKIP_DOWNLOAD; MODELSCOPE_ENDPOINT,
+    _DOMAIN, _API_TOKEN), else ModelScope and ./models. Raises ModelFileError for an unknown source or switch."""
+    named = "DIFFSYNTH_DOWNLOAD_SOURCE" if source is None else "download_source"
+    chosen = (source or os.environ.get("DIFFSYNTH_DOWNLOAD_SOURCE") or "modelscope").lower()
+    if chosen not in ("modelscope", "huggingface"):
+        raise ModelFileError(f"{named} = {chosen}: no such hub", fix="write modelscope or huggingface")
+    if skip is None:
+        switch = (os.environ.get("DIFFSYNTH_SKIP_DOWNLOAD") or "false").lower()
+        if switch not in ("true", "false", "1", "0"):
+            raise ModelFileError(f"DIFFSYNTH_SKIP_DOWNLOAD = {switch}: neither yes nor no", fix="write true or false")
+        skip = switch in ("true", "1")
+    domain = os.environ.get("MODELSCOPE_DOMAIN") or "www.modelscope.cn"
+    endpoint = (os.environ.get("MODELSCOPE_ENDPOINT") or domain).rstrip("/")
+    server = modelscope.Hub(endpoint if "://" in endpoint else f"https://{endpoint}", os.environ.get("MODELSCOPE_API_TOKEN", ""))
+    return DownloadSettings(chosen, root or Path(os.environ.get("DIFFSYNTH_MODEL_BASE_PATH") or "models"), skip, server)
 
 
 def resolve(given: str | os.PathLike[str], role: str, *, base: Path | None = None) -> Path:
