@@ -88,8 +88,9 @@ def test_under_a_limit_the_same_picture(controlled: Pipeline, tiny_section: dict
     entries = [{"type": "controlnet", "path": str(controlnet), "image": picture(1)} for _ in range(2)]
     limited = Pipeline.load(tiny_section, controls=entries, device="cpu", vram_limit=0.0)
     assert torch.equal(latents(limited), latents(controlled))
-    assert limited.components is not None
-    assert limited.components.working == {"dit", "control 0"}
+    assert limited.residency is not None
+    assert limited.residency.components.working == {"dit", "control 0"}
+    assert limited.residency.plan.streamed.keys() >= {"dit", "control 0"}
 
 
 def test_windows_cover_every_cell_and_fade_into_each_other() -> None:

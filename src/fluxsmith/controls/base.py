@@ -86,6 +86,11 @@ class Control:
         """How requests and messages call it."""
         return self.config.name or self.role
 
+    @property
+    def added_tokens(self) -> int:
+        """How many text and image tokens it adds to a picture, for the reckoning of memory."""
+        return 0
+
     def given(self, **options: Any) -> Self:
         """The same networks with other options. Raises ConfigError for an option that decides which weights are read."""
         fixed = sorted(set(options) & set(self.loads))

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fluxsmith.adapters.base import AdapterSet
+from fluxsmith.adapters.fusion import LoraFusion, load_fusion
 from fluxsmith.adapters.lora import load_adapter
 from fluxsmith.config.choice import realise
 from fluxsmith.config.control import ControlConfig, Ground
@@ -27,13 +28,12 @@ from fluxsmith.generate.branch import Branch
 from fluxsmith.generate.controls import build, check, chosen, control_section, ground_of, named, with_implied, with_request
 from fluxsmith.generate.guidance import guided
 from fluxsmith.generate.request import Picture, Request
+from fluxsmith.generate.residency import Residency
 from fluxsmith.generate.samplers import SAMPLERS, Callback
 from fluxsmith.generate.schedule import sigmas
 from fluxsmith.generate.step_cache import StepCaches
 from fluxsmith.io.sources import resolve
-from fluxsmith.memory.block_swap import BlockSwap, Streaming, evenly
-from fluxsmith.memory.components import Components, blocks_over, size_of
-from fluxsmith.memory.modulation import LookAhead, announce
+from fluxsmith.memory.modulation import announce
 from fluxsmith.models.assembly import Models, TextStates
 from fluxsmith.models.backends import backend
 from fluxsmith.models.files import locate
@@ -64,9 +64,9 @@ class Pipeline:
         self.controls = list(controls)
         self.ground = ground or Ground(in_channels=models.dit.params.in_channels if models.dit is not None else 64)
         self.loras: list[AdapterSet] = []
-        self.components: Components | None = None
+        self.fusion: LoraFusion | None = None
+        self.residency: Residency | None = None
         self.limit: tuple[float, torch.device] | None = None  # GiB of a device, met when the first picture is drawn
-        self.names: dict[int, str] = {}  # of the controls' networks among the components
 
     @classmethod
     def load(
@@ -106,30 +106,18 @@ class Pipeline:
             made.limit = (vram_limit, place)
         return made
 
-    def keep_within(self, vram_limit: float, device: torch.device) -> None:
-        """From now on parts are on the device only while they work, and the transformer takes no more than this many GiB of it."""
-        dit = self._dit()
-        look = LookAhead(dit, device, bakes=True)
-        if look.layers:
-            look.attach()
-        blocks = [size_of(block) for block in dit.blocks]
-        count = blocks_over(blocks, size_of(dit) - sum(blocks), vram_limit)
-        if count:
-            BlockSwap(dit, Streaming(tuple(evenly(count, len(blocks)))), device).attach()
-        nets = {id(net): net for control in self.controls for net in control.nets}
-        self.names = {key: f"control {number}" for number, key in enumerate(nets)}
-        self.components = Components(self.models.loaded() | {self.names[key]: net for key, net in nets.items()}, device)
+    def keep_within(self, vram_limit: float, device: torch.device, *, pixels: int = 0) -> None:
+        """From now on parts are on the device only while they work, and what each phase needs of it stays within this many GiB."""
+        self.residency = Residency(self.models, self.controls, vram_limit, device, pixels=pixels)
 
     def _work(self, *parts: str | nn.Module) -> None:
         """These parts of the model and networks of controls work next; under a limit, only they are on the device."""
-        if self.limit is not None and self.components is None:
-            self.keep_within(*self.limit)
-        if self.components is not None:
-            self.components.on(*(part if isinstance(part, str) else self.names[id(part)] for part in parts))
+        if self.residency is not None:
+            self.residency.on(*parts)
 
     def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
         """Add a LoRA of any readable format at a weight; several add up. Raises ModelFileError if it does not fit this model."""
-        if self.components is not None:
+        if self.residency is not None:
             raise ConfigError("adapters are loaded before the first picture where vram_limit is set", fix="load the pipeline anew")
         file = resolve(path, "lora")
         try:
@@ -140,9 +128,32 @@ class Pipeline:
         if weight == 0:
             made.detach()  # a layer with an adapter adds its bias apart, so even a zero would change the last bits
         self.loras.append(made)
+        self._fuse()
+
+    def fuse_loras(self, path: str | Path) -> None:
+        """Weigh the LoRAs against each other by the mergers of a LoRAFusion file, those that are loaded and those to come.
+
+        Raises ConfigError for adapters that cannot be fused, ModelFileError for a file that is none or does not fit.
+        """
+        if self.residency is not None:
+            raise ConfigError("LoRAs are fused before the first picture where vram_limit is set", fix="load the pipeline anew")
+        like = next(self._dit().parameters())
+        fusion = load_fusion(resolve(path, "lora_fusion"), device=like.device, dtype=like.dtype)
+        if self.fusion is not None:
+            self.fusion.detach()
+        self.fusion = fusion
+        self._fuse()
+
+    def _fuse(self) -> None:
+        if self.fusion is not None:
+            self.fusion.detach()
+            self.fusion.attach(self.loras)
 
     def clear_loras(self) -> None:
-        """Take all LoRAs out again; the model is as it was loaded."""
+        """Take all LoRAs out again, and what fused them; the model is as it was loaded."""
+        if self.fusion is not None:
+            self.fusion.detach()
+            self.fusion = None
         while self.loras:
             self.loras.pop().detach()
 
@@ -169,6 +180,8 @@ class Pipeline:
         if ae is None:
             raise ValueError("drawing needs the autoencoder")
         wanted = chosen(self.controls, request, with_request(self.ground, request))
+        if self.limit is not None and self.residency is None:
+            self.keep_within(*self.limit, pixels=request.width * request.height)
         self._work("clip_l", "t5xxl")
         states = [self.encode(prompt) for prompt in ([request.prompt, request.negative] if request.cfg != 1 else [request.prompt])]
         self._work("dit")
