@@ -14,6 +14,7 @@ import pytest
 import torch
 from control_checks import check_controlnet, check_controlnet_pixels
 from fixture import Fixture, open_fixture
+from llm_checks import check_diffsynth_lora, check_lora_encoder, check_lora_fusion
 from safetensors.torch import load_file
 from step_cache_checks import check_teacache
 from torch import Tensor
@@ -58,13 +59,10 @@ LATER = {  # kinds that a later issue covers, by its subject
     "ip-adapter-instantx-tiny": CONTROLS,
     "ip-adapter-xlabs-tiny": CONTROLS,
     "kontext-tiny": CONTROLS,
-    "lora-encoder-tiny": CONTROLS,
-    "lora-fusion-tiny": CONTROLS,
     "nexus-gen-tiny": CONTROLS,
     "redux-tiny": CONTROLS,
     "step1x-tiny": CONTROLS,
     "structure-tiny": CONTROLS,
-    "diffsynth-lora-tiny": DIFFSYNTH,
     "diffsynth-pipeline": DIFFSYNTH,
     "diffsynth-train": DIFFSYNTH,
 }
@@ -354,6 +352,9 @@ CHECKS: dict[str, Callable[[Fixture], None]] = {
     "chroma-tiny": check_chroma,
     "controlnet-tiny": check_controlnet,
     "controlnet-sdscripts-tiny": check_controlnet_pixels,
+    "diffsynth-lora-tiny": check_diffsynth_lora,
+    "lora-encoder-tiny": check_lora_encoder,
+    "lora-fusion-tiny": check_lora_fusion,
     "ae-tiny": check_ae,
     "ae-tiled-target": check_ae_tiled,
     "taef1-tiny": check_tiny_ae,
