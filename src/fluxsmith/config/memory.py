@@ -57,6 +57,8 @@ class MemoryConfig(Section):
     """lookahead: modulation weights (27 %) stay in host memory and are evaluated ahead of use; auto: on a card, where that is possible."""
     fused_update: Literal["off", "tensor", "block"] = "off"
     """Update inside the backward pass and free gradients at once, tensor by tensor or block by block; needs `train.accumulation = 1`."""
+    optimizer_offload: Literal["off", "states", "masters"] = "off"
+    """states: whole models are updated in host memory, where optimizer states live; masters: with fp32 weights beside them."""
     compile: bool = False
     """Compile each block with torch.compile."""
     attention: Literal["auto", "sdpa", "flash", "cudnn", "efficient", "math", "flash3", "sage"] = "auto"

@@ -6,6 +6,7 @@ from fluxsmith.config.dataset import DatasetConfig
 from fluxsmith.config.finding import Finding
 from fluxsmith.config.schema import RunConfig
 from fluxsmith.config.section import PluginConfig
+from fluxsmith.config.sections import KeyPath
 
 
 def kind(section: PluginConfig | None) -> str:
@@ -139,4 +140,44 @@ def objective(config: RunConfig) -> Iterator[Finding]:
         yield Finding(("validation", "every"), f"objective {kind(config.objective)} has no validation loss", fix)
 
 
-RULES = (control, nothing_reads_conditions, base_is_frozen, fused_update, memory, objective)
+ELEMENTWISE = ("adamw", "adam", "sgd", "radam", "nadam", "rmsprop", "adagrad", "adadelta", "adamax", "asgd", "rprop")
+
+
+def distributed(config: RunConfig) -> Iterator[Finding]:
+    """A transformer over several cards: what would need all of a tensor at once is refused."""
+    part, memory = config.distributed, config.memory
+    if part.shard == "none":
+        for name in sorted(part.model_dump(exclude_defaults=True).keys() - {"cpu_offload", "checkpoint"}):
+            fix = 'write distributed.shard = "full", or remove it'
+            yield Finding(("distributed", name), f"distributed.{name} has no effect while nothing is sharded", fix)
+        return
+    key: KeyPath = ("distributed", "shard")
+    if config.quant is not None and kind(config.quant) != "none":
+        yield Finding(key, "a quantised transformer cannot be sharded", 'remove [quant], or write distributed.shard = "none"')
+    for name, is_on in (
+        (memory.streams, bool(memory.streams)),
+        ("compile", memory.compile),
+        ("fused_update", memory.fused_update != "off"),
+        ("optimizer_offload", memory.optimizer_offload != "off"),
+        ("modulation", memory.modulation == "lookahead"),
+        ("plan", memory.plan == "auto"),
+    ):
+        if is_on:
+            fix = "keep one of them; distributed.cpu_offload keeps shares in host memory"
+            yield Finding(("memory", name), f"memory.{name} and distributed.shard exclude each other", fix)
+    if config.train.precision == "fp16":
+        fix = 'write train.precision = "bf16"'
+        yield Finding(("train", "precision"), "a sharded run does not work with the gradient scaler of fp16", fix)
+    if part.gather == "bf16" and config.train.precision not in ("auto", "bf16"):
+        fix = 'write train.precision = "bf16"'
+        yield Finding(("distributed", "gather"), "weights that travel in bf16 need products in bf16", fix)
+    is_trained = config.adapter is None and not trains_control(config) and "dit" in config.train.components
+    optim = config.optim.model_dump()
+    name = optim.get("name", "") if optim["type"] == "torch" else optim["type"]
+    if is_trained and name not in (*ELEMENTWISE, "adamw_bf16", "lion", "schedulefree"):
+        why = f"{name} needs rows, columns or norms of whole tensors"
+        fix = f"use adamw_bf16, lion, schedulefree or torch's {', '.join(ELEMENTWISE[:4])}"
+        yield Finding(("optim", "type"), "this optimizer cannot update shares of tensors", fix, why)
+
+
+RULES = (distributed, control, nothing_reads_conditions, base_is_frozen, fused_update, memory, objective)

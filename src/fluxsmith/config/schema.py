@@ -10,6 +10,7 @@ from pydantic import AliasChoices, Field, NonNegativeFloat, NonNegativeInt, Posi
 
 from fluxsmith.config.choice import Choice
 from fluxsmith.config.dataset import DatasetConfig
+from fluxsmith.config.distributed import DistributedConfig
 from fluxsmith.config.foreign import check_allowed
 from fluxsmith.config.memory import MemoryConfig
 from fluxsmith.config.section import PluginConfig, Section
@@ -313,6 +314,8 @@ class RunConfig(Section):
     """Noise levels and prediction."""
     memory: MemoryConfig = MemoryConfig()
     """Memory for time."""
+    distributed: DistributedConfig = DistributedConfig()
+    """One model over several cards."""
     train: TrainConfig
     """The loop."""
     data: list[Annotated[DatasetConfig, Choice("fluxsmith.data.sources")]] = Field(min_length=1)

@@ -35,6 +35,10 @@ class World:
         """Mean of a tensor over the processes."""
         return value
 
+    def total(self, value: Tensor) -> Tensor:
+        """Sum of a tensor over the processes."""
+        return value
+
     def barrier(self) -> None:
         """Wait for the others."""
 
@@ -68,9 +72,13 @@ class Distributed(World):
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a tensor over the processes."""
+        return self.total(value) / self.size
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum of a tensor over the processes."""
         total = value.detach().to(self.device, copy=True)  # nccl reduces on the card only
         dist.all_reduce(total)
-        return total / self.size
+        return total
 
     def barrier(self) -> None:
         """Wait for the others."""

@@ -21,37 +21,49 @@ from fluxsmith.train.update import evaluated
 def export_weights(parts: Parts, path: Path, step: int, disk: Disk, bus: Bus) -> Path:
     """Write the weights of this step to `path`; returns the (first) file. With an average (EMA), the file holds the average.
 
-    Raises StorageError, and NumericError for weights that are not finite.
+    The main process writes; in a sharded run the others take part. Raises StorageError, and NumericError for weights that are not finite.
     """
-    if not parts.world.is_main:
+    if not parts.world.is_main and not parts.trained.placement.spans:
         return Path()
-    disk.make_folder(path.parent)
     with nullcontext() if parts.ema is not None else evaluated(parts):
+        values = _values(parts)
+        if not parts.world.is_main:
+            return Path()
+        disk.make_folder(path.parent)
         if parts.trained.adapters is not None:
-            _write_adapter(parts, path, step, disk, bus)
+            _write_adapter(parts, values, path, step, (disk, bus))
         else:
-            path = _write_components(parts, path.with_suffix(""), step, disk, bus)
+            path = _write_components(parts, values, path.with_suffix(""), step, (disk, bus))
     return path
 
 
 def _values(parts: Parts) -> dict[str, Tensor]:
-    return parts.ema.shadow if parts.ema is not None else {name: param.detach() for name, param in parts.trained.params.items()}
+    """What the files hold; shares are put together on the main process's host, in the files' type."""
+    place, dtype = parts.trained.placement, DTYPES[parts.config.checkpoint.dtype]
+    found = parts.ema.shadow if parts.ema is not None else {name: param.detach() for name, param in parts.trained.params.items()}
+    values: dict[str, Tensor] = {}
+    for name, value in found.items():
+        whole = place.whole(name, value.to(dtype) if name in place.spans else value)
+        if parts.world.is_main:
+            values[name] = whole
+    return values
 
 
-def _write_adapter(parts: Parts, path: Path, step: int, disk: Disk, bus: Bus) -> None:
+def _write_adapter(parts: Parts, values: dict[str, Tensor], path: Path, step: int, out: tuple[Disk, Bus]) -> None:
+    disk, bus = out
     settings = parts.config.checkpoint
     facts, spec = training_facts(parts, step, path.stem), model_spec(parts)
     metadata = training_metadata(facts, spec, minimal=settings.metadata == "minimal")
     if parts.trained.adapters is None:
         raise ValueError("this run trains no adapter")
-    state, dtype = parts.trained.adapters.state(_values(parts)), DTYPES[settings.dtype]
+    state, dtype = parts.trained.adapters.state(values), DTYPES[settings.dtype]
     verdict = write_adapter(path, state, format=settings.format, dtype=dtype, metadata=metadata, disk=disk)
     bus.send(WeightsSaved(step, str(path), {**verdict.as_record(), "line": verdict.text}))
 
 
-def _write_components(parts: Parts, stem: Path, step: int, disk: Disk, bus: Bus) -> Path:
+def _write_components(parts: Parts, tensors: dict[str, Tensor], stem: Path, step: int, out: tuple[Disk, Bus]) -> Path:
     """One file a role; the first has the plain name and is written last, so that its presence says that all are there."""
-    tensors, dtype = _values(parts), DTYPES[parts.config.checkpoint.dtype]
+    (disk, bus), dtype = out, DTYPES[parts.config.checkpoint.dtype]
     roles = list(dict.fromkeys(key.split(".", 1)[0] for key in tensors))
     path = stem
     for role in reversed(roles):

@@ -1,13 +1,16 @@
 """What makes a run this run: keys that must not change for an exact continuation, and the diff when they did.
 
-Three classes of config keys (docs/explanation/exact-resume.md): identity (refused), schedule (a note), free (silent).
+Classes of config keys (docs/explanation/exact-resume.md): identity (refused), layout (the same up to the order of sums), schedule
+(a note), free (silent).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from fluxsmith.config.distributed import DistributedConfig
 from fluxsmith.config.schema import RunConfig, as_plain
 from fluxsmith.errors import ConfigError, Problem
 
@@ -16,9 +19,12 @@ FREE = (
     "train.dry_step", "train.device", "train.first_step", "train.first_epoch",  # a state knows its own step
     "memory.checkpointing", "memory.checkpointing_offload", "memory.checkpointing_interval", "memory.checkpointing_plan",  # the same bits,
     "memory.swap_blocks", "memory.stream_blocks", "memory.offload", "memory.plan", "memory.card",  # the first cures for a lack of memory
+    "distributed.checkpoint",  # either kind of state is read
     "model.path", "model.clip_l", "model.t5xxl", "model.ae",  # the files' digests count, not where they lie
 )  # fmt: skip
 FREE_OF_DATASET = ("path", "name", "mask_dir", "condition_dir")  # the pictures' digests count
+LAYOUT = ("distributed",)  # how the work is dealt out: another order of sums
+PER_STEP = ("facts.world_size", "train.accumulation")  # layout too, while their product stays: the same pictures in each step
 SCHEDULE = ("train.steps", "train.epochs", "schedule", "optim.lr")
 
 
@@ -45,6 +51,8 @@ def identity_of(config: RunConfig, facts: Mapping[str, Any]) -> tuple[dict[str, 
     plain = flatten(as_plain(config))
     schedule = {key: value for key, value in plain.items() if _in(key, SCHEDULE)}
     identity = {key: value for key, value in plain.items() if not _is_free(key) and not _in(key, SCHEDULE)}
+    if identity["memory.optimizer_offload"] == "states":  # the same bits
+        identity["memory.optimizer_offload"] = "off"
     return {**identity, **flatten(facts, "facts")}, schedule
 
 
@@ -59,19 +67,38 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
 
 
 def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
-    """Keys that changed and were allowed; raises ConfigError with a diff for those that were not."""
-    changed = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
-    refused = [key for key in changed if not _in(key, allowed)]
+    """Keys that changed and were allowed, or change no more than the order of sums; raises ConfigError with a diff for others."""
+    saved = {**{key: value for key, value in _added().items() if key in now}, **saved}
+    changed = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key) and not _is_free(key)]
+    layout = (*LAYOUT, *PER_STEP) if _per_step(saved) == _per_step(now) else LAYOUT
+    refused = [key for key in changed if not _in(key, (*allowed, *layout))]
     if refused:
         problems = tuple(
             Problem(
                 f"{key} was {_short(saved.get(key))} when the run was saved and is {_short(now.get(key))} now",
-                fix=f"set it back, or continue inexactly with --allow-change {key}",
+                fix=f"{_cure(key, saved, now)}, or continue inexactly with --allow-change {key}",
             )
             for key in refused
         )
         raise ConfigError("the run cannot be continued exactly", problems=problems)
     return changed
+
+
+def _added() -> dict[str, Any]:
+    """Options that states of earlier versions do not know, as these versions computed."""
+    return {"memory.optimizer_offload": "off", **{f"distributed.{key}": value for key, value in as_plain(DistributedConfig()).items()}}
+
+
+def _per_step(identity: Mapping[str, Any]) -> int:
+    """Micro-batches of an optimizer step, over all processes."""
+    return math.prod(int(identity.get(key) or 1) for key in PER_STEP)
+
+
+def _cure(key: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    count, size = _per_step(saved), int(now.get("facts.world_size") or 1)
+    if key not in PER_STEP or count % size:
+        return "set it back"
+    return f"write train.accumulation = {count // size} (a step has {count} micro-batches)"
 
 
 def _short(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import resource
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -41,11 +41,21 @@ class Precision:
         """Backward of the (scaled) loss."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
-    def clip(self, optimizer: torch.optim.Optimizer, params: Iterable[nn.Parameter], max_norm: float) -> float:
-        """Clip the global norm (0: only measure it); returns the norm before clipping."""
+    def clip(
+        self,
+        optimizer: torch.optim.Optimizer,
+        params: Iterable[nn.Parameter],
+        max_norm: float,
+        *,
+        norm: Callable[[], Tensor] | None = None,
+    ) -> float:
+        """Clip the global norm (0: only measure it), which `norm` measures; returns the norm before clipping."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
-        return float(torch.nn.utils.clip_grad_norm_(list(params), max_norm or float("inf"), error_if_nonfinite=False))
+        params = list(params)
+        total = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]) if norm is None else norm()
+        torch.nn.utils.clip_grads_with_norm_(params, max_norm or float("inf"), total)
+        return float(total)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer step."""

@@ -41,6 +41,7 @@ from fluxsmith.train.ema import Ema
 from fluxsmith.train.lookahead import Refill, obstacle
 from fluxsmith.train.plan import BatchPlan
 from fluxsmith.train.planning import planned
+from fluxsmith.train.sharding import shard
 from fluxsmith.train.trained import DTYPES, Trained, train_adapter, train_modules
 
 
@@ -79,7 +80,7 @@ def build(config: RunConfig, world: World, bus: Bus) -> Parts:
     # What the device cannot compute is refused now rather than after an hour of caching.
     kernel_ops(config.memory.kernels, world.device)
     backend(config.memory.attention, world.device, trains=True, masked=family(config).mask_text)
-    lazy = LazyModels(files, config.model, world.device, _loading(config, world.device))
+    lazy = LazyModels(files, config.model, world.device, _loading(config, world))
 
     data = _prepare(config, objective, lazy, world, bus)
     prompts = _encode_prompts(config, lazy)
@@ -112,13 +113,13 @@ def equip(config: RunConfig, models: Models, material: Material, world: World, b
     if config.quant is not None and models.dit is not None:
         quantise(realise(config.quant), "dit", models.dit)
     models.controls = _controls(config, models)
-    trained = _trained(config, models)
+    trained = _dealt(_trained(config, models), models, config, world, bus)
     models.adapters = trained.adapters
     optimizer = realise(config.optim).build(trained.groups)
     host = Host(pin=world.device.type == "cuda", say=lambda text: bus.send(Warned(text)))
     lookahead = _look_ahead(config, models, (world.device, host), obstacle(config, models, trained, objective), bus)
     refill = None if lookahead is None else Refill(lookahead, models, objective, data, world)
-    _memory(config, models, world.device, host)
+    _memory(config, models, trained, (world.device, host))
     plan = BatchPlan(data.batches, config.train.accumulation, world.size)
     ema = Ema(trained.params, config.train.ema.decay) if config.train.ema else None
     total = plan.total_steps(config.train.steps, config.train.epochs)
@@ -161,9 +162,21 @@ def _trained(config: RunConfig, models: Models) -> Trained:
     return train_modules(nets or {role: models.part(role) for role in config.train.components}, dtype)
 
 
-def _loading(config: RunConfig, device: torch.device) -> Loading:
+def _dealt(trained: Trained, models: Models, config: RunConfig, world: World, bus: Bus) -> Trained:
+    """The transformer over all cards, where that is wanted."""
+    if config.distributed.shard == "none" or models.dit is None:
+        return trained
+    if world.size == 1:
+        bus.send(Warned(f'distributed.shard = "{config.distributed.shard}" has no effect in one process'))
+        return trained
+    return shard(trained, models.dit, config.distributed, world)
+
+
+def _loading(config: RunConfig, world: World) -> Loading:
     """A transformer of which parts stay on the host may be put together there; quantised text encoders have caches of their own."""
-    place = torch.device("cpu") if device.type == "cuda" and planned(config, on_card=True).job.by_host else None
+    device, is_dealt = world.device, config.distributed.shard != "none" and world.size > 1
+    by_host = device.type == "cuda" and (is_dealt or planned(config, on_card=True).job.by_host)
+    place = torch.device("cpu") if by_host else None
     if config.quant is None:
         return Loading(base_dtype(config, device), place)
     options = config.quant.model_dump()
@@ -202,14 +215,16 @@ def _look_ahead(config: RunConfig, models: Models, place: tuple[torch.device, Ho
 
 
 def _wants_lookahead(config: RunConfig, device: torch.device) -> bool:
-    """On the CPU, weights that leave the device would gain nothing: only where it is asked for."""
+    """On the CPU, weights that leave the device would gain nothing: only where it is asked for. Shares are small already."""
+    if config.distributed.shard != "none":
+        return False
     return config.memory.modulation == "lookahead" or (config.memory.modulation == "auto" and device.type == "cuda")
 
 
-def _memory(config: RunConfig, models: Models, device: torch.device, host: Host) -> None:
+def _memory(config: RunConfig, models: Models, trained: Trained, place: tuple[torch.device, Host]) -> None:
     if models.dit is None:
         return
-    dit, memory = models.dit, config.memory
+    dit, memory, (device, host) = models.dit, config.memory, place
     use(dit, REFERENCE if memory.reference_rounding else kernel_ops(memory.kernels, device))
     attend = backend(memory.attention, device, trains=True, masked=models.mask_text)
     for net in (dit, *(net for control in models.controls for net in control.nets)):
@@ -221,7 +236,8 @@ def _memory(config: RunConfig, models: Models, device: torch.device, host: Host)
         checked(how, [mode in ("boundary", "offloaded") for mode in modes])
         masters = host if memory.offload is None or memory.offload.disk is None else replace(host, disk=memory.offload.disk)
         BlockSwap(dit, how, device, host=masters).attach()
-    move_resident(dit, device)
+    if not trained.placement.is_shared:  # shares are where they belong
+        move_resident(dit, device)
     if memory.checkpointing:
         checkpoint_blocks(dit, modes)
         for net in (net for control in models.controls for net in control.nets):

@@ -15,6 +15,7 @@ from fluxsmith.config.section import PluginConfig
 from fluxsmith.models.assembly import Models
 from fluxsmith.models.text_encoders import CLIP_ROOT, ClipText
 from fluxsmith.optim.groups import Group
+from fluxsmith.train.placement import Placement
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,6 +28,7 @@ class Trained:
     groups: tuple[Group, ...]
     modules: tuple[nn.Module, ...] = field(default=(), repr=False)
     adapters: AdapterSet | None = field(default=None, repr=False)
+    placement: Placement = field(default_factory=Placement, repr=False)
 
     def train_mode(self, on: bool) -> None:
         """Dropout of what is trained on or off; the frozen base always stays in eval mode."""
@@ -37,6 +39,7 @@ class Trained:
         """Forget gradients."""
         for param in self.params.values():
             param.grad = None
+        self.placement.clear()
 
 
 def file_key(role: str, module: nn.Module, key: str) -> str:

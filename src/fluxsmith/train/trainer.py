@@ -17,7 +17,7 @@ from fluxsmith.errors import ConfigError, ModelFileError, NumericError, StopRequ
 from fluxsmith.events import Bus, CheckpointSaved, PhaseStarted, RunEnded, RunStarted, StepEnded, Warned
 from fluxsmith.io.durable import Disk
 from fluxsmith.randomness import seed_device, seed_for
-from fluxsmith.train.checkpoint import State, StateFolder, read_extra, read_state, restore
+from fluxsmith.train.checkpoint import Sharing, State, StateFolder, read_extra, read_state, restore
 from fluxsmith.train.export import export_weights
 from fluxsmith.train.identity import check_identity, identity_of, machine_facts
 from fluxsmith.train.metrics import Metrics
@@ -50,7 +50,10 @@ class Trainer:
         self.disk = disk
         self.config = parts.config
         self.run_dir = parts.config.run.dir
-        self.states = StateFolder(self.run_dir / "state", disk)
+        placement = parts.trained.placement
+        whole = parts.config.distributed.checkpoint == "full"
+        self.states = StateFolder(self.run_dir / "state", disk, Sharing(parts.world, placement, whole) if placement.spans else None)
+        self.takes_part = parts.world.is_main or bool(placement.spans)  # in saving and exporting
         if parts.trained.adapters is not None:
             self.states.extra = parts.trained.adapters.extra
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", disk)
@@ -113,7 +116,7 @@ class Trainer:
     def _after_step(self, stopping: bool) -> None:
         last = self.step == self.parts.total_steps
         due = self._checkpoint_due()
-        if (due or stopping or last) and self.parts.world.is_main:
+        if (due or stopping or last) and self.takes_part:
             self._save()
             self._export(self.naming.paths(self.step))
         if not stopping:
@@ -125,13 +128,15 @@ class Trainer:
         last = self.step == self.parts.total_steps
         if self.parts.world.is_main:
             self.states.retire(self.step, self.config.checkpoint.keep)
-        self._export([path for path in self.naming.paths(self.step) if not path.exists()])
+        self._export(self.parts.world.share([path for path in self.naming.paths(self.step) if not path.exists()]))
         self.sampler.after(self.step, last=last, only_missing=True)
 
     def _export(self, paths: Sequence[Path]) -> None:
+        if not self.takes_part:
+            return
+        for path in paths:
+            export_weights(self.parts, path, self.step, self.disk, self.bus)
         if self.parts.world.is_main and paths:
-            for path in paths:
-                export_weights(self.parts, path, self.step, self.disk, self.bus)
             self.naming.retire_weights()
 
     def _checkpoint_due(self) -> bool:
@@ -209,12 +214,14 @@ class Trainer:
     def _save(self) -> None:
         begun = time.monotonic()
         self._refuse_nonfinite()
-        self.metrics.sync()
+        if self.parts.world.is_main:
+            self.metrics.sync()
         state = State(
             self.step, self.metrics.size, self.identity, self.schedule, self.exact_from, self.skipped_in_row, self.precision.state()
         )
         path = self.states.save(state, self.parts.trained.params, self.parts.optimizer, self.parts.ema, keep=self.config.checkpoint.keep)
-        self.naming.publish_state(path, self.step)
+        if self.parts.world.is_main:
+            self.naming.publish_state(path, self.step)
         seconds = time.monotonic() - begun
         self.bus.send(CheckpointSaved(self.step, str(path), seconds))
         if seconds > self.config.run.grace_seconds:
@@ -223,14 +230,16 @@ class Trainer:
 
     def _refuse_nonfinite(self) -> None:
         bad = [name for name, param in self.parts.trained.params.items() if not bool(param.isfinite().all())]
-        if bad:
+        if self.parts.world.any(bool(bad)) if self.parts.trained.placement.spans else bad:
+            named = ", ".join(bad[:3]) or "in the share of another process"
             raise NumericError(
-                f"{len(bad)} trained tensors hold NaN or infinity after step {self.step}: {', '.join(bad[:3])}; nothing was saved",
+                f"{len(bad)} trained tensors hold NaN or infinity after step {self.step}: {named}; nothing was saved",
                 where=str(self.run_dir), fix="resume from the last state with a lower optim.lr",
             )  # fmt: skip
 
     def _resume(self, allow_change: Sequence[str]) -> None:
-        manifest, passed_over = self.states.newest()
+        world = self.parts.world
+        manifest, passed_over = world.share(self.states.newest() if world.is_main else None)
         for problem in passed_over:
             self.bus.send(Warned(f"state passed over: {problem}"))
         if manifest is None:
@@ -242,7 +251,9 @@ class Trainer:
             return
         state = read_state(manifest.path)
         changed = check_identity(state.identity, self.identity, allow_change)
-        restore(manifest.path, self.parts.trained.params, self.parts.optimizer, self.parts.ema)
+        trained = self.parts.trained
+        restore(manifest.path, trained.params, self.parts.optimizer, self.parts.ema, spans=trained.placement.spans)
+        trained.placement.publish()
         if self.parts.trained.adapters is not None:
             self.parts.trained.adapters.load_extra(read_extra(manifest.path))
         self.precision.restore(state.scaler)

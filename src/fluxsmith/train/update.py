@@ -43,9 +43,11 @@ class Update:
 
     def ready(self) -> float:
         """Gradients are complete: average them over processes, clip; returns the norm before clipping."""
-        trained = self.parts.trained
-        self.parts.world.average_gradients(trained.params.values())
-        norm = self.precision.clip(self.optimizer, trained.params.values(), self.parts.config.train.max_grad_norm)
+        trained, place = self.parts.trained, self.parts.trained.placement
+        place.collect()
+        self.parts.world.average_gradients(param for name, param in trained.params.items() if name not in place.spans)
+        limit = self.parts.config.train.max_grad_norm
+        norm = self.precision.clip(self.optimizer, trained.params.values(), limit, norm=lambda: place.norm(trained.params))
         if trained.adapters is not None:
             trained.adapters.after_backward()
         return norm
@@ -53,6 +55,7 @@ class Update:
     def apply(self) -> dict[str, float]:
         """The optimizer step; returns what adapters have to tell about it."""
         self.precision.step(self.optimizer)
+        self.parts.trained.placement.publish()
         adapters = self.parts.trained.adapters
         return adapters.after_step() if adapters is not None else {}
 

@@ -34,7 +34,9 @@ def evaluation(parts: Parts) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[parts.world.device] if parts.world.device.type == "cuda" else []))
         stack.enter_context(torch.no_grad())
+        stack.callback(parts.trained.placement.publish)  # called last
         stack.enter_context(parts.ema.applied() if parts.ema is not None else evaluated(parts))
+        parts.trained.placement.publish()
         parts.trained.train_mode(False)
         yield
 
@@ -45,7 +47,8 @@ class Sampler:
     def __init__(self, parts: Parts, bus: Bus) -> None:
         self.parts = parts
         self.bus = bus
-        self.samples = parts.config.sample if parts.world.is_main else []
+        takes_part = parts.world.is_main or parts.trained.placement.is_shared
+        self.samples = parts.config.sample if takes_part else []
 
     def before_training(self) -> None:
         """The pictures everything is compared with."""
@@ -61,6 +64,8 @@ class Sampler:
         ]
         if only_missing:
             due = [(i, s) for i, s in due if not all(self._path(i, s.seed + number, step).exists() for number in range(s.count))]
+            if self.parts.trained.placement.is_shared:
+                due = self.parts.world.share(due)
         self._draw(due, step)
 
     def _path(self, index: int, seed: int, step: int) -> Path:
@@ -95,6 +100,8 @@ class Sampler:
                 seed, control_image=read_image(sample.control_image).image if sample.control_image else None,
             )  # fmt: skip
             picture = pipeline.generate(request)
+            if not self.parts.world.is_main:
+                return
             path.parent.mkdir(parents=True, exist_ok=True)
             write_png(path, picture.image, png_text({**picture.settings, "step": step}))
         except (FluxsmithError, RuntimeError, OSError) as error:
@@ -115,7 +122,8 @@ class Validator:
         settings = self.parts.config.validation
         by_epoch = self.parts.plan.is_epoch_due(step, settings.every_epochs)
         is_on = settings.every > 0 or settings.every_epochs > 0
-        if is_on and (last or by_epoch or (settings.every and step % settings.every == 0)) and self.parts.world.is_main:
+        takes_part = self.parts.world.is_main or self.parts.trained.placement.is_shared
+        if is_on and (last or by_epoch or (settings.every and step % settings.every == 0)) and takes_part:
             by_level = {f"{sigma:g}": self.loss_at(sigma) for sigma in settings.sigmas}
             self.bus.send(ValidationEnded(step, sum(by_level.values()) / len(by_level), by_level))
 
