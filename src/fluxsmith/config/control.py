@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
@@ -55,6 +55,8 @@ class Ground(NamedTuple):
 
 class ControlConfig(PluginConfig):
     """One control model, and what it is given."""
+
+    masks_attention: ClassVar[bool] = False  # attention needs a back-end that takes a mask
 
     name: str = ""
     """What requests and messages call it; by default its type."""
