@@ -39,7 +39,7 @@ class Residency:
         self.plan = _plan(models, {name: (parts[name], phases[name]) for name in parts}, controls, limit, pixels=pixels)
         for name, count in self.plan.streamed.items():
             self._stream(parts[name], count)
-        self.components = Components(parts, device, self._move)
+        self.components = Components(parts, device, move=self._move)
 
     def on(self, *parts: str | nn.Module) -> None:
         """These parts of the model and networks of controls work next; only they are on the device."""
