@@ -25,6 +25,7 @@ PRESETS = {
     "fill": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 50, "guidance": 30.0, "defaults": {"sample.*.guidance": 30.0}},
     "canny": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 50, "guidance": 30.0, "defaults": {"sample.*.guidance": 30.0}},
     "depth": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 50, "guidance": 10.0, "defaults": {"sample.*.guidance": 10.0}},
+    "flex2": {"t5_length": 512, "shift": "flux", "side": 1024, "steps": 50, "guidance": 3.5, "defaults": {}},
     "flux-shapes": {
         "t5_length": 24,
         "shift": "none",
@@ -47,7 +48,7 @@ PRESETS = {
 class Config(PluginConfig):
     """FLUX.1 files. A folder in `path` (diffusers layout, or ComfyUI's models folder) gives all of them."""
 
-    preset: Literal["dev", "schnell", "krea", "kontext", "fill", "canny", "depth", "flux-shapes"] = "dev"
+    preset: Literal["dev", "schnell", "krea", "kontext", "fill", "canny", "depth", "flex2", "flux-shapes"] = "dev"
     """Which member of the family; sets sampling defaults. flux-shapes is the bundled tiny model."""
     path: str = ""
     """Transformer: file, shards, folder, or hub id."""
