@@ -17,6 +17,15 @@ from fixture import Fixture, open_fixture
 from llm_checks import check_diffsynth_lora, check_lora_encoder, check_lora_fusion
 from safetensors.torch import load_file
 from step_cache_checks import check_teacache
+from token_checks import (
+    check_attrictrl,
+    check_eligen,
+    check_fill,
+    check_flex2,
+    check_kontext,
+    check_redux,
+    check_structure,
+)
 from torch import Tensor
 
 from fluxsmith.adapters.formats.state import lora_part
@@ -50,19 +59,12 @@ ELSEWHERE = {
 }
 CONTROLS, DIFFSYNTH = "control models", "DiffSynth training and pipeline"
 LATER = {  # kinds that a later issue covers, by its subject
-    "attrictrl-tiny": CONTROLS,
     "controlnet-variants-tiny": CONTROLS,
-    "eligen-tiny": CONTROLS,
-    "fill-tiny": CONTROLS,
-    "flex2-tiny": CONTROLS,
     "infiniteyou-tiny": CONTROLS,
     "ip-adapter-instantx-tiny": CONTROLS,
     "ip-adapter-xlabs-tiny": CONTROLS,
-    "kontext-tiny": CONTROLS,
     "nexus-gen-tiny": CONTROLS,
-    "redux-tiny": CONTROLS,
     "step1x-tiny": CONTROLS,
-    "structure-tiny": CONTROLS,
     "diffsynth-pipeline": DIFFSYNTH,
     "diffsynth-train": DIFFSYNTH,
 }
@@ -355,6 +357,13 @@ CHECKS: dict[str, Callable[[Fixture], None]] = {
     "diffsynth-lora-tiny": check_diffsynth_lora,
     "lora-encoder-tiny": check_lora_encoder,
     "lora-fusion-tiny": check_lora_fusion,
+    "kontext-tiny": check_kontext,
+    "fill-tiny": check_fill,
+    "structure-tiny": check_structure,
+    "flex2-tiny": check_flex2,
+    "redux-tiny": check_redux,
+    "eligen-tiny": check_eligen,
+    "attrictrl-tiny": check_attrictrl,
     "ae-tiny": check_ae,
     "ae-tiled-target": check_ae_tiled,
     "taef1-tiny": check_tiny_ae,
