@@ -9,74 +9,42 @@ products and attention left out; saved is what autograd keeps, parameters left o
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src")]
 
 from fluxsmith.adapters.base import linear_layers  # noqa: E402  needs the path above
+from fluxsmith.bench.counting import Counters  # noqa: E402
 from fluxsmith.config.choice import realise  # noqa: E402
 from fluxsmith.config.load import load_config  # noqa: E402
 from fluxsmith.memory.checkpoint import checkpoint_blocks  # noqa: E402
 from fluxsmith.models.assembly import Level, TextStates, velocity  # noqa: E402
 from fluxsmith.models.flux import FluxDiT, FluxParams  # noqa: E402
+from fluxsmith.quant.base import plugin, quantise  # noqa: E402
 
 PARAMS = FluxParams(
     in_channels=64, out_channels=64, vec_in_dim=64, context_in_dim=128, hidden_size=256, mlp_hidden=1024, num_heads=2, depth=4,
     depth_single_blocks=8, axes_dim=(16, 56, 56),
 )  # fmt: skip
 SIDE, TEXT, RANK = 32, 64, 16  # latents (16 x 16 tokens), text tokens, LoRA rank
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution")
 
 
-class Counters(TorchDispatchMode):
-    """Counts what is dispatched below autograd."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernels = 0
-        self.bytes = 0
-        self.by_name: dict[str, int] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:  # the hook's own signature
-        result = func(*args, **(kwargs or {}))
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not _is_view(func, given, made):
-            name = func.overloadpacket.__name__
-            self.kernels += 1
-            self.by_name[name] = self.by_name.get(name, 0) + 1
-            if name not in PRODUCTS and "scaled_dot_product" not in name:
-                self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in given + made)
-        return result
-
-
-def _is_view(func: Any, given: list[Tensor], made: list[Tensor]) -> bool:
-    """True if nothing is computed: every result shares memory with an argument, and none is written to."""
-    if any(argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments):
-        return False
-    storages = {tensor.untyped_storage()._cdata for tensor in given}
-    return bool(made) and all(tensor.untyped_storage()._cdata in storages for tensor in made)
-
-
-def build(*, checkpointed: bool) -> tuple[FluxDiT, dict[str, torch.nn.Parameter]]:
-    """The transformer and the LoRA's parameters."""
+def build(*, checkpointed: bool, quant: str = "") -> tuple[FluxDiT, dict[str, torch.nn.Parameter]]:
+    """The transformer, on a base of a kind, and the LoRA's parameters."""
     torch.manual_seed(0)
     dit = FluxDiT(PARAMS).requires_grad_(False).eval()
     for linear in linear_layers({"dit": dit}).values():
         torch.nn.init.normal_(linear.weight, std=0.02)
     plain = {"model": {"type": "flux1"}, "train": {"steps": 1}, "data": [{"type": "folder", "path": "x"}], "run": {"dir": "y"}}
+    if quant:
+        quantise(plugin(quant), "dit", dit)
     config = load_config({**plain, "adapter": {"type": "lora", "rank": RANK, "targets": "blocks"}}).config
     adapters = realise(config.adapter).build({"dit": dit}, seed=0)
     if checkpointed:
@@ -101,12 +69,12 @@ def step(dit: FluxDiT) -> Callable[[], Tensor]:
     return loss
 
 
-def measure(*, checkpointed: bool) -> dict[str, float]:
+def measure(*, checkpointed: bool, quant: str = "") -> dict[str, float]:
     """The four numbers of a second step (the first one fills what is made once)."""
-    dit, params = build(checkpointed=checkpointed)
+    dit, params = build(checkpointed=checkpointed, quant=quant)
     loss = step(dit)
     loss().backward()
-    own = {param.untyped_storage()._cdata for param in [*dit.parameters(), *params.values()]}
+    own = {param.untyped_storage()._cdata for param in [*dit.parameters(), *dit.buffers(), *params.values()]}
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -138,9 +106,10 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--quant", default="", metavar="KIND", help="a quantised base: fp8, int8, int4, int2, nf4")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = {"plain": measure(checkpointed=False), "checkpointed": measure(checkpointed=True)}
+    found = {name: measure(checkpointed=name == "checkpointed", quant=options.quant) for name in ("plain", "checkpointed")}
     print(json.dumps(found) if options.json else json.dumps(found, indent=1))
 
 

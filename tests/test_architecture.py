@@ -15,13 +15,15 @@ LAYERS = {
     "ground": ("config", "io", "events", "errors", "randomness"),
     "models": ("models",),
     "parts": ("adapters", "controls", "quant", "memory", "optim", "data"),
-    "verbs": ("train", "generate", "tools"),
+    "verbs": ("train", "generate", "tools", "bench"),
     "faces": ("cli", "server", "dialects", "demo", "bundle"),
 }
 ORDER = list(LAYERS)
 SIBLINGS = {
     ("controls", "adapters"),
     ("train", "generate"),
+    ("bench", "train"),
+    ("bench", "generate"),
     ("cli", "dialects"),
     ("server", "dialects"),
     ("cli", "demo"),

@@ -178,6 +178,12 @@ def host_weights(job: Job) -> int:
     return int(waiting + (modulation_bytes(job) if job.lookahead else 0) + stream(job) * job.offloaded)
 
 
+def traffic(job: Job) -> tuple[int, float, float]:
+    """Streamed blocks, their bytes, and bytes of boundaries that wait on the host: what `rate.moved_bytes` takes."""
+    gone = sum(job.counts.blocks[i] for i in streamed_indices(job)) * width(job)
+    return job.streamed, gone, float(stream(job) * job.offloaded)
+
+
 def predict(job: Job) -> list[Phase]:
     """All phases in order. On a CPU device memory is host memory."""
     text_bytes = int(job.text_weights * BYTES[job.text])

@@ -74,10 +74,13 @@ def _elements(config: RunConfig, role: str, otherwise: int) -> int:
         return otherwise
 
 
-def planned(config: RunConfig, *, on_card: bool | None = None) -> Planned:
-    """The job of a config. `on_card`: a card is there, or planned for; by default where the run would go."""
+def planned(config: RunConfig, *, on_card: bool | None = None, shapes: Shapes | None = None) -> Planned:
+    """The job of a config. `on_card`: a card is there, or planned for; by default where the run would go.
+
+    `shapes` of the transformer, where they are known without its file.
+    """
     card = on_card if on_card is not None else config.train.device != "cpu" and torch.cuda.is_available()
-    shapes, note = model_shapes(config)
+    shapes, note = model_shapes(config) if shapes is None else (shapes, "")
     notes = [note] if note else []
     counts, memory = count(shapes), config.memory
     total = len(counts.blocks)
@@ -173,7 +176,8 @@ def _text(config: RunConfig, *, on_card: bool) -> str:
     if kind:
         found = kind.get("t5xxl", "bf16") if isinstance(kind, dict) else str(config.quant.model_dump()["type"]) if kind is True else kind  # type: ignore[union-attr]  # tested above
         return str(found)
-    asked = str(config.model.model_dump().get("text_dtype", "auto"))
+    given = config.model.model_dump().get("text_dtype", "auto")
+    asked = str(given.get("t5xxl", "auto") if isinstance(given, dict) else given)
     return asked if asked != "auto" else "bf16" if on_card else "fp32"
 
 
