@@ -93,9 +93,10 @@ def _text(record: dict[str, Any]) -> str:
     if sizes:
         dtypes = ", ".join(f"{count} {dtype}" for dtype, count in sizes["dtypes"].items())
         lines.append(f"  {sizes['tensors']} tensors, {sizes['parameters']:,} parameters, {dtypes}")
-        shown = {name: value for name, value in sizes.items() if name not in ("tensors", "parameters", "bytes", "dtypes", "roles")}
+        shown = {name: value for name, value in sizes.items() if name not in ("tensors", "parameters", "bytes", "dtypes", "roles", "parts")}
         lines += ["  " + ", ".join(f"{name} {value}" for name, value in shown.items())] if shown else []
-        lines += [f"  {role}: keys under {prefix}" for role, prefix in sizes.get("roles", {}).items()]
+        others = sizes.get("roles", {}) | sizes.get("parts", {})
+        lines += [f"  {role}: keys under {prefix}" if prefix else f"  {role}: in it too" for role, prefix in others.items()]
     lines += [f"  problem: {text}" for text in record["problems"]]
     lines += [f"  note: {text}" for text in record["notes"]]
     return "\n".join(lines)

@@ -62,7 +62,7 @@ def require_role(path: str | os.PathLike[str], role: str) -> Identity:
 def check_role(found: Identity, role: str, *, where: str) -> Identity:
     """As `require_role`, of what was identified already; `where` names the file."""
     where = f"{role} = {where}"
-    if not any(served in found.roles() for served in PLAYS.get(role, (role,))):
+    if not any(served in (*found.roles(), *found.parts()) for served in PLAYS.get(role, (role,))):
         expected = ROLE_NAMES.get(role, role)
         seen = evidence(role)
         wanted = f"{expected} was expected" + (f" ({seen})" if seen else "")
@@ -97,6 +97,7 @@ def _bundle(infos: Infos) -> Identity | None:
     dit = inner.get("dit")
     sizes: dict[str, Any] = dict(dit.sizes) if dit else {}
     sizes["roles"] = {role: prefix for role, (prefix, _) in parts.items()}
+    sizes.pop("parts", None)
     only_encoders = set(parts) <= {"clip_l", "t5xxl"}
     return Identity(
         family=dit.family if dit else "flux1",

@@ -21,6 +21,7 @@ MARKS = {  # a key that only this naming has
 SCALES = re.compile(r"(^|\.)(scale_weight|scale_input|scaled_fp8|weight_scale|input_scale|weight_scale_2|comfy_quant)$")
 QUANTISED = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*|SCB|qweight|qzeros|scales|_data|_scale)$")
 EXTRA_PARTS = {"step1x": ("connector.",), "nexus_gen": ("adapter.", "embedding_merger.")}
+PART_ROLES = {"connector.": "connector", "adapter.": "generation_adapter", "embedding_merger.": "editing_adapter"}
 IN_CHANNELS = {64: "", 128: "canny-depth", 384: "fill"}  # packed latents; structure of the published members
 FLEX2_CHANNELS = 196
 TABLE = MAPS["diffusers"]  # its left sides are the BFL layer and key names
@@ -38,12 +39,13 @@ def identify_dit(infos: Infos) -> Identity | None:
 
 def _identity(infos: Infos, prefix: str, style: str) -> Identity:
     others = [name for name in infos if not name.startswith(prefix)]
-    if prefix == "pipe.dit." and style == "diffsynth":
-        style = "nexus_gen"
+    parts = parts_of(infos, prefix)
+    if style == "diffsynth" and parts.keys() & {"generation_adapter", "editing_adapter"}:
+        style = "nexus_gen"  # only there the final modulation is stored in another order
     recipes = bfl_keys((name for name in infos if not _is_scale(name)), style, prefix)
     known = {key: recipe for key, recipe in recipes.items() if style != "bfl" or is_bfl_key(key)}
     shapes = canonical_shapes(known, infos)
-    sizes = dit_sizes(shapes)
+    sizes = dit_sizes(shapes) | ({"parts": parts} if parts else {})
     bare = {name[len(prefix) :] for name in infos if name.startswith(prefix)}
     family, variant = _member(shapes, bare | set(others))
     used = {key for recipe in known.values() for key in recipe.keys}
@@ -53,6 +55,17 @@ def _identity(infos: Infos, prefix: str, style: str) -> Identity:
     if extra:
         problems.append(f"{len(extra)} unknown tensors: {first_few(sorted(extra))}")
     return Identity(family, "dit", variant, style, prefix, tuple(problems), _notes(family, variant, infos), sizes, unusable=unusable)
+
+
+def parts_of(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """The other models in a transformer's file: role -> prefix of their keys."""
+    found: dict[str, str] = {}
+    for name in names:
+        bare = name.removeprefix(prefix)
+        start = bare[: bare.find(".") + 1]
+        if start in PART_ROLES:
+            found[PART_ROLES[start]] = name[: len(name) - len(bare)] + start
+    return found
 
 
 def is_bfl_key(key: str) -> bool:

@@ -5,14 +5,18 @@ Each rule looks at key names (and channel counts where names are shared); the fi
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
+from fluxsmith.io.identify_dit import PART_ROLES
 from fluxsmith.io.identity import Identity, Infos, first_few, indices, side
 from fluxsmith.io.keymaps import comfy, diffusers
 
 LATENT_CHANNELS = 16
+PACKED_LATENTS = 64  # 2x2 cells
 CLIP_G_WIDTH = 1280
 CLIP_ENDS = ("embeddings.token_embedding.weight", "embeddings.position_embedding.weight", "final_layer_norm.weight")
 LORA_KINDS = (  # variant, pattern; first match wins
+    ("timestep", re.compile(r"\.lora_time_(gamma|beta)(\.|$)")),
     ("dora", re.compile(r"(dora_scale|lora_magnitude_vector)(\.weight)?$")),
     ("lokr", re.compile(r"\.lokr_w[12](_[ab])?$")),
     ("loha", re.compile(r"\.hada_w[12]_[ab]$")),
@@ -25,6 +29,10 @@ LORA_KINDS = (  # variant, pattern; first match wins
     ("lora", re.compile(r"\.lora_(down|up)(\.\d+)?\.weight$")),
     ("lora", re.compile(r"\.lora_[AB](\.[\w-]+)?\.weight$")),
     ("lora", re.compile(r"(\.lora|_lora\d?)\.(down|up)\.weight$")),
+)
+LANGUAGE_LAYOUTS = (  # style, place of the image tower, of the layers
+    ("hf", "visual.", "model.layers."),
+    ("hf5", "model.visual.", "model.language_model.layers."),
 )
 LORA_STYLES = (
     ("kohya", re.compile(r"lora_(unet|te\d?)_")),
@@ -58,8 +66,36 @@ OTHER_MODELS = (
 )
 
 
+PIPELINE_PREFIXES = (  # of what DiffSynth-Studio's training scripts save
+    "pipe.controlnet.models.0.", "controlnet.models.0.", "models.0.", "pipe.value_controller.encoders.0.", "value_controller.encoders.0.",
+    "encoders.0.", "pipe.ipadapter.", "ipadapter.", "pipe.image_proj_model.", "image_proj_model.", "pipe.lora_encoder.", "lora_encoder.",
+    "pipe.lora_patcher.", "lora_patcher.", "pipe.ipadapter_image_encoder.", "pipe.flux_redux_image_encoder.",
+    "pipe.flux_redux_image_embedder.",
+)  # fmt: skip
+
+
 def identify_parts(infos: Infos) -> Identity | None:
     """The first rule that knows the file, or None."""
+    prefixes = list(dict.fromkeys(prefix for name in infos if (prefix := next((p for p in PIPELINE_PREFIXES if name.startswith(p)), ""))))
+    if prefixes and all(name.startswith(tuple(prefixes)) for name in infos):
+        return _trained_parts(infos, prefixes)
+    return _first_rule(infos)
+
+
+def _trained_parts(infos: Infos, prefixes: list[str]) -> Identity | None:
+    """Models that DiffSynth-Studio trained and saved under their places in its pipeline; two where two were trained together."""
+    found: dict[str, Identity] = {}
+    for prefix in prefixes:
+        inner = _first_rule({name[len(prefix) :]: info for name, info in infos.items() if name.startswith(prefix)})
+        if inner is None:
+            return None
+        found[prefix] = replace(inner, prefix=prefix + inner.prefix)
+    first = min(found.values(), key=lambda identity: identity.role)  # controlnet before face_projector
+    others = {identity.role: identity.prefix for identity in found.values() if identity is not first}
+    return replace(first, sizes=first.sizes | {"parts": others}) if others else first
+
+
+def _first_rule(infos: Infos) -> Identity | None:
     for rule in RULES:
         found = rule(infos)
         if found is not None:
@@ -107,8 +143,9 @@ def _lora(infos: Infos) -> Identity | None:
 def _ip_adapter(infos: Infos) -> Identity | None:
     if any(name.endswith("ip_adapter_double_stream_k_proj.weight") for name in infos):
         return Identity("flux1", "ip_adapter", "xlabs", "xlabs")
-    if any(re.fullmatch(r"ip_adapter\.\d+\.to_k_ip\.weight", name) for name in infos):
-        return Identity("flux1", "ip_adapter", "instantx", "instantx", sizes={"layers": len(indices(infos, "ip_adapter."))})
+    for style, stack in (("instantx", "ip_adapter."), ("diffsynth", "ipadapter_modules.")):
+        if any(name.startswith(stack) and name.endswith(".to_k_ip.weight") for name in infos):
+            return Identity("flux1", "ip_adapter", "instantx", style, sizes={"layers": len(indices(infos, stack))})
     return None
 
 
@@ -117,11 +154,13 @@ def _controlnet(infos: Infos) -> Identity | None:
         channels = side(infos, "controlnet_x_embedder.weight", 1)
         singles = len(indices(infos, "controlnet_single_blocks."))
         modes = side(infos, "controlnet_mode_embedder.weight", 0)
-        variant = "union" if modes else "inpainting" if channels == 68 else "plain"
+        latents = side(infos, "x_embedder.weight", 1) or PACKED_LATENTS
+        variant = "union" if modes else "plain" if channels in (None, latents) else "inpainting" if channels == latents + 4 else "custom"
         sizes = {"double_blocks": len(indices(infos, "controlnet_blocks.")), "single_blocks": singles}
         sizes |= _some(condition_channels=channels, modes=modes)
         notes = ("InfuseNet of InfiniteYou has this structure too",) if variant == "plain" and singles else ()
-        return Identity("flux1", "controlnet", variant, "diffusers", notes=notes, sizes=sizes)
+        style = "diffsynth" if any(name.startswith(("blocks.", "single_blocks.")) for name in infos) else "diffusers"
+        return Identity("flux1", "controlnet", variant, style, notes=notes, sizes=sizes)
     for prefix in ("", "controlnet."):
         if f"{prefix}controlnet_blocks.0.weight" in infos:
             sizes = {"double_blocks": len(indices(infos, f"{prefix}controlnet_blocks."))}
@@ -169,15 +208,18 @@ def _unknown_ae_keys(infos: Infos, prefix: str, style: str) -> list[str]:
 
 
 def _vision(infos: Infos) -> Identity | None:
-    patches = "vision_model.embeddings.patch_embedding.weight"
-    if patches not in infos:
+    root = next((root for root in ("vision_model.", "") if f"{root}embeddings.patch_embedding.weight" in infos), None)
+    if root is None:
         return None
+    sizes = _some(width=side(infos, f"{root}embeddings.patch_embedding.weight", 0), layers=len(indices(infos, f"{root}encoder.layers.")))
     text = any(name.startswith("text_model.") for name in infos)
-    if "vision_model.embeddings.class_embedding" in infos:
+    style = "hf" if root else "hf without vision_model"
+    if f"{root}embeddings.class_embedding" in infos:
         if text:
-            return _clip(infos, "with vision tower")
-        return Identity("clip", "image_encoder", "vision", "hf", sizes=_some(width=side(infos, patches, 0)))
-    return Identity("siglip", "image_encoder", "text and vision" if text else "vision", "hf", sizes=_some(width=side(infos, patches, 0)))
+            found = _clip(infos, "with vision tower")
+            return found and replace(found, sizes=found.sizes | {"parts": {"image_encoder": ""}})
+        return Identity("clip", "image_encoder", "vision", style, sizes=sizes)
+    return Identity("siglip", "image_encoder", "text and vision" if text else "vision", style, sizes=sizes)
 
 
 def _text_encoders(infos: Infos) -> Identity | None:
@@ -236,20 +278,21 @@ def _t5(infos: Infos) -> Identity | None:
 
 
 def _language_model(infos: Infos) -> Identity | None:
-    for prefix, vision, layers in (("", "visual.", "model.layers."), ("model.", "model.visual.", "model.language_model.layers.")):
+    for style, vision, layers in LANGUAGE_LAYOUTS:
         if f"{vision}patch_embed.proj.weight" in infos and indices(infos, layers):
-            sizes = {"layers": len(indices(infos, layers))}
-            if "vision_head.weight" in infos:
-                return Identity("nexus_gen", "language_model", "autoregressive", "hf", prefix, sizes=sizes)
-            return Identity("qwen2_5_vl", "language_model", "", "hf", prefix, sizes=sizes)
+            sizes = {"layers": len(indices(infos, layers))} | _some(width=side(infos, f"{layers}0.input_layernorm.weight", 0))
+            if any(name.endswith("vision_head.weight") for name in infos):
+                return Identity("nexus_gen", "language_model", "autoregressive", style, sizes=sizes)
+            return Identity("qwen2_5_vl", "language_model", "", style, sizes=sizes)
     return None
 
 
 def _nexus_parts(infos: Infos) -> Identity | None:
-    """The parts of Nexus-Gen's decoders without the transformer."""
-    for part, variant in (("embedding_merger.", "edit"), ("adapter.", "generation")):
-        if any(name.startswith(part) for name in infos):
-            return Identity("nexus_gen", "dit", variant, "nexus_gen", notes=("only the embedder, without a transformer",))
+    """The adapters of Nexus-Gen's decoders, or Step1X-Edit's connector, without the transformer."""
+    for part, role in PART_ROLES.items():
+        if infos and all(name.startswith(part) for name in infos):
+            family = "step1x" if role == "connector" else "nexus_gen"
+            return Identity(family, role, "", family, part)
     return None
 
 

@@ -27,6 +27,9 @@ ROLE_TITLES = {
     "lora_encoder": "a LoRA encoder",
     "lora_fusion": "a LoRA fusion patcher",
     "value_encoder": "an AttriCtrl value encoder",
+    "connector": "a Step1X-Edit connector",
+    "generation_adapter": "Nexus-Gen's adapter for generation",
+    "editing_adapter": "Nexus-Gen's merger for editing",
     "language_model": "a Qwen2.5-VL language model",
     "text_encoders_bundle": "a bundle of text encoders",
     "checkpoint": "an all-in-one checkpoint",
@@ -43,6 +46,13 @@ EVIDENCE = {  # what the keys of a role look like, for messages
     ("ae", "diffusers"): "encoder.down_blocks.*, decoder.up_blocks.*",
     ("tiny_ae", ""): "encoder.layers.*, decoder.layers.*",
     ("controlnet", ""): "controlnet_blocks.*",
+    ("connector", ""): "connector.*",
+    ("generation_adapter", ""): "adapter.*",
+    ("editing_adapter", ""): "embedding_merger.*",
+    ("face_projector", ""): "latents, proj_in, layers.*",
+    ("value_encoder", ""): "prefer_value_embedder.*",
+    ("lora_encoder", ""): "embedder.model_dict.*",
+    ("lora_fusion", ""): "model_dict.*.weight_base",
     ("ip_adapter", ""): "ip_adapter*",
     ("image_embedder", ""): "redux_up, redux_down",
     ("image_encoder", ""): "vision_model.*",
@@ -75,6 +85,11 @@ class Identity:
     def roles(self) -> dict[str, str]:
         """Roles the file can play -> prefix of their keys (several for an all-in-one checkpoint)."""
         return dict(self.sizes["roles"]) if "roles" in self.sizes else {self.role: self.prefix}
+
+    def parts(self) -> dict[str, str]:
+        """Roles that the file can play beside those of `roles`, with the prefix of their keys: Step1X-Edit's `connector` in its
+        transformer's file, Nexus-Gen's adapters, the `image_encoder` of a whole CLIP."""
+        return dict(self.sizes.get("parts", {}))
 
     def describe(self) -> str:
         """One phrase: title, variant, what its keys look like."""
