@@ -11,7 +11,7 @@ from fluxsmith.config.load import load_config
 from fluxsmith.errors import ConfigError
 from fluxsmith.generate.pipeline import Pipeline
 from fluxsmith.generate.request import Request
-from fluxsmith.memory.components import GIB, Components, blocks_over, size_of
+from fluxsmith.memory.components import Components, size_of
 from fluxsmith.memory.modulation import LookAhead
 
 CARD = torch.device("meta")  # stands for a device in what is written down
@@ -22,7 +22,7 @@ def test_only_what_works_is_on_the_device() -> None:
     moves: list[tuple[str, str]] = []
     parts = {name: nn.Linear(2, 2) for name in ("dit", "t5xxl", "clip_l", "ae")}
     names = {id(part): name for name, part in parts.items()}
-    components = Components(parts, CARD, lambda module, device: moves.append((names[id(module)], device.type)))
+    components = Components(parts, CARD, move=lambda module, device: moves.append((names[id(module)], device.type)))
     components.on("t5xxl", "clip_l")
     components.on("dit")
     components.on("dit")
@@ -32,22 +32,6 @@ def test_only_what_works_is_on_the_device() -> None:
         ("clip_l", "cpu"), ("t5xxl", "cpu"), ("dit", "meta"),
         ("dit", "cpu"), ("ae", "meta"),
     ]  # fmt: skip
-
-
-@pytest.mark.ledger("DS-08")
-@pytest.mark.parametrize(("limit", "expected"), [(100.0, 0), (24.0, 0), (0.0, 57)])
-def test_blocks_over_a_limit(limit: float, expected: int) -> None:
-    blocks = [453_096_448] * 19 + [226_542_080] * 38
-    assert blocks_over(blocks, GIB // 8, limit) == expected
-
-
-@pytest.mark.ledger("DS-08")
-def test_eight_gib_take_a_part_of_the_blocks() -> None:
-    blocks = [453_096_448] * 19 + [226_542_080] * 38
-    count = blocks_over(blocks, GIB // 8, 8.0)
-    assert 30 < count < 50
-    gone = sum(blocks[(2 * i + 1) * 57 // (2 * count)] for i in range(count))
-    assert sum(blocks) - gone + 2 * max(blocks) + GIB + GIB // 8 <= 8 * GIB
 
 
 @pytest.mark.ledger("DS-07")

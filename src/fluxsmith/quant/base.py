@@ -5,6 +5,7 @@ that no more than one block is ever there in full.
 """
 
 import importlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -13,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from fluxsmith.config.choice import realise
 from fluxsmith.config.quant import QuantConfig
 from fluxsmith.io.canonical import Source
 from fluxsmith.models.fill import ByBlock
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.linear import Linear
+from fluxsmith.models.loading import Loading
 from fluxsmith.quant.products import Unpack, late
 
 Parts = Mapping[str, Tensor]
@@ -186,3 +189,17 @@ def by_block(config: QuantConfig, role: str, device: torch.device) -> ByBlock | 
         return None if parts is None else chosen.make(linear, parts)
 
     return ByBlock(torch.device("cpu") if config.via == "cpu" else device, finish, take)
+
+
+def loading(config: QuantConfig | None, dtype: torch.dtype, device: torch.device, *, dit_device: torch.device | None = None) -> Loading:
+    """How `LazyModels` loads parts for a `[quant]` section: quantised block by block while they are read. `dtype` of the transformer.
+
+    Raises ConfigError where the device cannot compute on such a base.
+    """
+    if config is None:
+        return Loading(dtype, dit_device)
+    own = realise(config)
+    own.require(device)
+    options = own.model_dump()
+    form = json.dumps(options, sort_keys=True, default=str) if options.get("text_encoders") else ""
+    return Loading(dtype, dit_device, lambda role, part: quantise(own, role, part), lambda role: by_block(own, role, device), form)

@@ -66,8 +66,9 @@ class Config(PluginConfig):
     """T5 tokens; by default 512 (dev) or 256 (schnell)."""
     mask_text: bool = False
     """Hide padding tokens of T5 in attention."""
-    text_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Type of the text encoders' weights; auto is fp32 on the CPU and bf16 on a card."""
+    text_dtype: Literal["auto", "fp32", "bf16", "fp16"] | dict[Literal["clip_l", "t5xxl"], Literal["auto", "fp32", "bf16", "fp16"]] = "auto"
+    """Type of the text encoders' weights, or one for each, such as `{ t5xxl = "bf16", clip_l = "fp32" }`; auto is fp32 on the CPU and
+    bf16 on a card."""
     axes_dim: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """Rotary axes, for models whose head size follows no known rule."""
 
