@@ -4,7 +4,6 @@
 that no more than one block is ever there in full.
 """
 
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from fluxsmith.config.choice import realise
+from fluxsmith.config.choice import config_class, realise
 from fluxsmith.config.quant import QuantConfig
 from fluxsmith.io.canonical import Source
 from fluxsmith.models.fill import ByBlock
@@ -107,7 +106,7 @@ def in_compute_type(x: Tensor) -> Tensor:
 
 def plugin(kind: str) -> Any:
     """The `Config` of a kind, with its defaults."""
-    return importlib.import_module(f"fluxsmith.quant.{kind}").Config(type=kind)
+    return realise(config_class("fluxsmith.quant", kind)(type=kind))
 
 
 def config_for(config: Any, path: str, linear: Linear) -> Any:
