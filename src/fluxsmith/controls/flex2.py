@@ -8,7 +8,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
 
@@ -103,13 +103,7 @@ class Flex(Unchanged):
 
 def cover_to(picture: object, cells: tuple[int, int]) -> Image.Image:
     """A mask cropped at its centre to the shape of the latents, and scaled to their size with Pillow's default filter."""
-    mask, (columns, rows) = opened(picture), cells
-    width, height = mask.size
-    if width * rows > height * columns:
-        wide = height * columns / rows
-        return mask.resize(cells, box=((width - wide) / 2, 0, (width + wide) / 2, height))
-    tall = width * rows / columns
-    return mask.resize(cells, box=(0, (height - tall) / 2, width, (height + tall) / 2))
+    return ImageOps.fit(opened(picture), cells, Image.Resampling.BICUBIC)
 
 
 def repaint(mask: Image.Image) -> Tensor:

@@ -5,6 +5,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fluxsmith.config.choice import realise
@@ -15,11 +16,14 @@ from fluxsmith.controls.base import Control, Prepared, Scene, Site
 from fluxsmith.errors import ConfigError, Problem
 from fluxsmith.generate.request import Request
 from fluxsmith.io.identify import identify
+from fluxsmith.io.shards import read_model_header
+from fluxsmith.io.sources import resolve
 from fluxsmith.models.family.base import FamilyFacts
 from fluxsmith.models.files import ModelFiles, locate
 from fluxsmith.models.stream import Conditioner
 
 IMPLIED = {384: "fill", 196: "flex2"}  # input features of a transformer -> the control without which it cannot be called
+WIDENING = "img_in.lora_A.weight"  # what only BFL's control LoRAs have
 NEEDS = {128: ("structure", "a canny or depth picture"), **{width: (name, "") for width, name in IMPLIED.items()}}
 
 
@@ -74,15 +78,31 @@ def ground_of(files: ModelFiles, facts: FamilyFacts) -> Ground:
     return Ground(family=facts.name, in_channels=int(found.sizes.get("in_channels") or 64), roles=facts.roles)
 
 
+def widened(ground: Ground, loras: Iterable[str | Path]) -> Ground:
+    """The ground with these LoRAs on the transformer: BFL's control LoRAs give it more input features."""
+    for path in loras:
+        first = read_model_header(resolve(path, "lora")).tensors.get(WIDENING)
+        if first is not None and len(first.shape) == len(("rank", "in")) and first.shape[1] > ground.in_channels:
+            ground = ground._replace(in_channels=first.shape[1])
+    return ground
+
+
 def with_implied(configs: Sequence[ControlConfig], ground: Ground) -> list[ControlConfig]:
     """The controls, and the one that this transformer always has."""
     name = implied(configs, ground.in_channels)
     return named([*configs, control_section({"type": name})]) if name else list(configs)
 
 
-def check_early(model: PluginConfig, controls: Sequence[ControlConfig], requests: Sequence[Request]) -> None:
+def masks_attention(configs: Iterable[ControlConfig]) -> bool:
+    """Does any of them need an attention kernel that takes masks?"""
+    return any(type(realise(config)).masks_attention for config in configs)
+
+
+def check_early(
+    model: PluginConfig, controls: Sequence[ControlConfig], requests: Sequence[Request], *, loras: Sequence[tuple[str | Path, float]] = ()
+) -> None:
     """Raise one ConfigError with everything about the controls of these requests that cannot work; only headers are read."""
-    ground = ground_of(locate(model), realise(model).facts())
+    ground = widened(ground_of(locate(model), realise(model).facts()), [path for path, weight in loras if weight])
     entries = with_implied(named(controls), ground)
     for request in requests:
         check(entries, with_request(ground, request))
@@ -95,7 +115,7 @@ def with_request(ground: Ground, request: Request) -> Ground:
 
 def check(configs: Sequence[ControlConfig], ground: Ground, *, pictures: bool = True) -> None:
     """Raise one ConfigError with everything that cannot work, before any weight is read. `pictures`: a request is known too."""
-    problems = [*_twins(configs), *needed(configs, ground)]
+    problems = [*_twins(configs), *needed(configs, ground, may_widen=not pictures)]
     for index, config in enumerate(configs):
         others = tuple(other.type for place, other in enumerate(configs) if place != index)
         real, seen = realise(config), ground._replace(others=others)
@@ -111,8 +131,8 @@ def implied(configs: Iterable[ControlConfig], in_channels: int) -> str:
     return "" if any(config.type == name for config in configs) else name
 
 
-def needed(configs: Sequence[ControlConfig], ground: Ground) -> Iterator[Problem]:
-    """Controls and transformer must agree on the features of an image token."""
+def needed(configs: Sequence[ControlConfig], ground: Ground, *, may_widen: bool = False) -> Iterator[Problem]:
+    """Controls and transformer must agree on the features of an image token; a control LoRA that is still to come `may_widen` it."""
     types = {config.type for config in configs}
     name, what = NEEDS.get(ground.in_channels, ("", ""))
     if what and name not in types:
@@ -120,9 +140,10 @@ def needed(configs: Sequence[ControlConfig], ground: Ground) -> Iterator[Problem
             f"this transformer needs {what}", why=f"it takes {ground.in_channels} features a token", fix=f'add [[control]] type = "{name}"'
         )
     for width, (other, _) in NEEDS.items():
-        if other in types and ground.in_channels != width:
+        if other in types and ground.in_channels != width and not (may_widen and other == "structure"):
             why = f"this one takes {ground.in_channels} features a token, not {width}"
-            yield Problem(f"control {other} needs a transformer made for it", why=why, fix="use that model, or remove the control")
+            fix = "use that model, or its control LoRA" if other == "structure" else "use that model, or remove the control"
+            yield Problem(f"control {other} needs a transformer made for it", why=why, fix=fix)
 
 
 def _twins(configs: Sequence[ControlConfig]) -> Iterator[Problem]:

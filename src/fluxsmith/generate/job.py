@@ -86,7 +86,7 @@ def draw_all(job: Job) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"{len(requests)} pictures and one file name", where=str(job.out), fix="give a folder with --out")
     if not is_folder and job.out.suffix.lower() != ".png":
         raise ConfigError("pictures are written as PNG", where=str(job.out), fix=f"use {job.out.with_suffix('.png')}")
-    check_early(job.model, job.controls, requests)
+    check_early(job.model, job.controls, requests, loras=job.loras)
     pipeline = Pipeline.load(job.model, controls=job.controls, **job.place)
     for path, weight in job.loras:
         pipeline.load_lora(path, weight)

@@ -129,6 +129,7 @@ class Pipeline:
             made.detach()  # a layer with an adapter adds its bias apart, so even a zero would change the last bits
         self.loras.append(made)
         self._fuse()
+        self._see_width()
 
     def fuse_loras(self, path: str | Path) -> None:
         """Weigh the LoRAs against each other by the mergers of a LoRAFusion file, those that are loaded and those to come.
@@ -156,6 +157,12 @@ class Pipeline:
             self.fusion = None
         while self.loras:
             self.loras.pop().detach()
+        self._see_width()
+
+    def _see_width(self) -> None:
+        """A control LoRA gives the transformer more input features."""
+        if self.models.dit is not None:
+            self.ground = self.ground._replace(in_channels=self.models.dit.img_in.in_features)
 
     @torch.no_grad()
     def generate(self, request: Request, callback: Callback | None = None) -> Picture:
