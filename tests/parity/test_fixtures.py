@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from control_checks import check_controlnet, check_controlnet_pixels
+from diffsynth_tiny import check_pipeline
 from fixture import Fixture, open_fixture
 from llm_checks import check_diffsynth_lora, check_lora_encoder, check_lora_fusion
 from safetensors.torch import load_file
@@ -65,7 +66,6 @@ LATER = {  # kinds that a later issue covers, by its subject
     "ip-adapter-xlabs-tiny": CONTROLS,
     "nexus-gen-tiny": CONTROLS,
     "step1x-tiny": CONTROLS,
-    "diffsynth-pipeline": DIFFSYNTH,
     "diffsynth-train": DIFFSYNTH,
 }
 
@@ -355,6 +355,7 @@ CHECKS: dict[str, Callable[[Fixture], None]] = {
     "controlnet-tiny": check_controlnet,
     "controlnet-sdscripts-tiny": check_controlnet_pixels,
     "diffsynth-lora-tiny": check_diffsynth_lora,
+    "diffsynth-pipeline": check_pipeline,
     "lora-encoder-tiny": check_lora_encoder,
     "lora-fusion-tiny": check_lora_fusion,
     "kontext-tiny": check_kontext,

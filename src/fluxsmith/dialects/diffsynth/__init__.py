@@ -1,0 +1,11 @@
+"""DiffSynth-Studio's FLUX pipeline: change one import, and a script runs.
+
+`from fluxsmith.dialects.diffsynth import FluxImagePipeline, ModelConfig, ControlNetInput` in place of
+`from diffsynth.pipelines.flux_image import ...` (or `flux_image_new`).
+"""
+
+from fluxsmith.dialects.diffsynth.held import load_state_dict
+from fluxsmith.dialects.diffsynth.model_config import ControlNetInput, ModelConfig
+from fluxsmith.dialects.diffsynth.pipeline import FluxImagePipeline
+
+__all__ = ["ControlNetInput", "FluxImagePipeline", "ModelConfig", "load_state_dict"]
