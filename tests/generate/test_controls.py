@@ -150,10 +150,12 @@ def test_a_transformer_with_more_features_has_a_control_of_its_own() -> None:
         check([], Ground(in_channels=128))
 
 
-def test_the_job_refuses_before_weights_are_read(tiny_section: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_refuses_before_weights_are_read(
+    tiny_section: dict[str, str], controlnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fluxsmith.config.load import load_model
 
-    entry = load_control({"type": "controlnet", "path": "missing.safetensors"})
+    entry = load_control({"type": "controlnet", "path": str(controlnet)})
     with pytest.raises(ConfigError, match="no condition picture"):
         check_early(load_model({"model": tiny_section}), [entry], [Request("x", **SMALL)])
     job = Job(load_model({"model": tiny_section}), ("x",), (0,), SMALL, controls=(entry,), place={"device": "cpu"}, out=tmp_path / "a.png")

@@ -24,7 +24,13 @@ def opened(path: Path) -> Image.Image:
 @pytest.fixture
 def job(tiny_section: dict[str, str], tmp_path: Path) -> Any:
     def make(**changes: Any) -> Job:
-        values = {"prompts": ("a red circle",), "seeds": (0,), "settings": SETTINGS, "place": {"device": "cpu"}, "out": tmp_path / "out.png"}
+        values = {
+            "prompts": ("a red circle",),
+            "seeds": (0,),
+            "settings": SETTINGS,
+            "place": {"device": "cpu"},
+            "out": tmp_path / "out.png",
+        }
         return Job(load_model({"model": tiny_section}), **{**values, **changes})
 
     return make

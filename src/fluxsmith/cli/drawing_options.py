@@ -38,7 +38,17 @@ Control = Annotated[
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to draw.")]
 VramLimit = Annotated[
-    float | None, typer.Option("--vram-limit", help="GiB of the card to keep within: parts and blocks wait on the host; 0 streams all.")
+    str,
+    typer.Option(
+        "--vram-limit",
+        metavar="GIB",
+        help="Keep within this much of the card: parts and layers wait on the host; 0 streams all, none nothing; auto: what is free.",
+    ),
 ]
+Quant = Annotated[
+    str,
+    typer.Option("--quant", metavar="KIND", help="Weights of fewer bits: fp8, int8, int4, int2, nf4; or 'int8 exclude=[\"img_attn\"]'."),
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile each block; worth it for several pictures.")]
 Attention = Annotated[str, typer.Option("--attention", help="Attention kernel; auto takes the best that is there.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="PNG file, or folder for several.")]

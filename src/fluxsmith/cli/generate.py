@@ -1,6 +1,7 @@
 """`fluxsmith generate`: pictures from prompts, with LoRAs, image to image and grids."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,8 +9,8 @@ import typer
 
 from fluxsmith.cli import drawing_options as options
 from fluxsmith.cli.arguments import AsJson, weighted
-from fluxsmith.cli.control_options import controls
-from fluxsmith.config.load import load_model
+from fluxsmith.cli.control_options import controls, entry
+from fluxsmith.config.load import load_model, load_quant
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.errors import ConfigError
 from fluxsmith.io.identify import identify
@@ -45,7 +46,9 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
     denoise_overlap: options.DenoiseOverlap = None,
     control: options.Control = None,
     device: options.Device = "auto",
-    vram_limit: options.VramLimit = None,
+    vram_limit: options.VramLimit = "auto",
+    quant: options.Quant = "",
+    compile: options.Compile = False,
     attention: options.Attention = "auto",
     out: options.Out = Path("out.png"),
     as_json: AsJson = False,
@@ -61,7 +64,8 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
         "strength": strength if strength is not None else 0.6 if image else 1.0,
     }  # fmt: skip
     loras = tuple(weighted(text, "--lora") for text in lora or ())
-    place = {"device": device, "vram_limit": vram_limit, "attention": attention}
+    place = {"device": device, "vram_limit": _limit(vram_limit), "attention": attention, "compile": compile}
+    place |= {"quant": load_quant(entry(quant))} if quant else {}
     entries = controls(run, control or ())
     job = Job(section, tuple(prompt), tuple(seed or (0,)), settings, loras=loras, controls=entries, image=image, place=place, out=out)
     for record in draw_all(job):
@@ -109,6 +113,18 @@ def _shift(text: str) -> str | float | None:
         return float(text)
     except ValueError:
         raise ConfigError(f"--shift {text}", why="it is flux, none or a number", fix="leave it out for the model's default") from None
+
+
+def _limit(text: str) -> float | str | None:
+    if text in ("auto", "none"):
+        return None if text == "none" else text
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < math.inf:
+        raise ConfigError(f"--vram-limit {text}", why="it is auto, none or a number of GiB", fix="write --vram-limit 8")
+    return limit
 
 
 def _step_cache(text: str) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,6 +20,7 @@ from fluxsmith.config.foreign import CONTEXT_KEY as CLASSES_KEY
 from fluxsmith.config.foreign import is_class_path
 from fluxsmith.config.nearby import find_nearby
 from fluxsmith.config.problems import problems_from
+from fluxsmith.config.quant import QuantConfig
 from fluxsmith.config.rules import findings
 from fluxsmith.config.schema import RunConfig, as_plain
 from fluxsmith.config.section import PluginConfig
@@ -27,7 +28,8 @@ from fluxsmith.config.sections import KeyPath, child, dotted
 from fluxsmith.errors import ConfigError, Problem
 
 VERSION = 1
-FAMILIES, CONTROLS = "fluxsmith.models.family", "fluxsmith.controls"
+FAMILIES, CONTROLS, QUANTISERS = "fluxsmith.models.family", "fluxsmith.controls", "fluxsmith.quant"
+Kind = TypeVar("Kind", bound=PluginConfig)
 Migration = tuple[int, Callable[[dict[str, Any]], str]]
 MIGRATIONS: tuple[Migration, ...] = ()  # (version it starts from, change in place that returns a note), ascending
 
@@ -131,12 +133,23 @@ def load_controls(run: str | Path) -> list[ControlConfig]:
 
 def load_control(entry: Mapping[str, Any]) -> ControlConfig:
     """One `[[control]]` section from a dict with its keys. Raises one ConfigError that holds every problem."""
+    return _section("control", CONTROLS, ControlConfig, entry)
+
+
+def load_quant(entry: Mapping[str, Any]) -> QuantConfig:
+    """A `quant` section from a dict with its keys. Raises one ConfigError that holds every problem."""
+    return _section("quant", QUANTISERS, QuantConfig, entry)
+
+
+def _section(name: str, package: str, kind: type[Kind], entry: Mapping[str, Any]) -> Kind:
     try:
-        section = TypeAdapter(Annotated[ControlConfig, choice.Choice(CONTROLS)])
-        return section.validate_python(dict(entry))
+        made = TypeAdapter(Annotated[PluginConfig, choice.Choice(package)]).validate_python(dict(entry))
     except ValidationError as error:
-        located = [{**one, "loc": ("control", *one["loc"])} for one in error.errors()]
-        raise _refusal("control", problems_from(located, {"control": dict(entry)}, dotted)) from None
+        located = [{**one, "loc": (name, *one["loc"])} for one in error.errors()]
+        raise _refusal(name, problems_from(located, {name: dict(entry)}, dotted)) from None
+    if not isinstance(made, kind):
+        raise TypeError(f"{package} holds plug-ins whose Config is no {kind.__name__}")
+    return made
 
 
 def _refusal(name: str, problems: list[Problem]) -> ConfigError:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from PIL import Image
@@ -25,8 +25,9 @@ from fluxsmith.controls.pictures import cover
 from fluxsmith.controls.pictures import pixels as to_pixels
 from fluxsmith.errors import ConfigError, ModelFileError
 from fluxsmith.generate.branch import Branch
-from fluxsmith.generate.controls import build, check, chosen, control_section, ground_of, named, with_implied, with_request
+from fluxsmith.generate.controls import build, check, chosen, control_section, ground_of, masks_attention, named, with_implied, with_request
 from fluxsmith.generate.guidance import guided
+from fluxsmith.generate.place import Options, place_of
 from fluxsmith.generate.request import Picture, Request
 from fluxsmith.generate.residency import Residency
 from fluxsmith.generate.samplers import SAMPLERS, Callback
@@ -38,7 +39,7 @@ from fluxsmith.models.assembly import Models, TextStates
 from fluxsmith.models.backends import backend
 from fluxsmith.models.files import locate
 from fluxsmith.models.flux import FluxDiT
-from fluxsmith.models.loading import LazyModels, Loading
+from fluxsmith.models.loading import LazyModels
 from fluxsmith.models.ops import use_attention
 from fluxsmith.models.packing import token_count
 from fluxsmith.models.tiling import Tiling, tiled_decode, tiled_encode
@@ -74,36 +75,31 @@ class Pipeline:
         model: PluginConfig | Mapping[str, Any],
         *,
         controls: Sequence[ControlConfig | Mapping[str, Any]] = (),
-        device: str = "auto",
-        dtype: torch.dtype | None = None,
-        attention: str = "auto",
-        vram_limit: float | None = None,
+        **options: Unpack[Options],
     ) -> "Pipeline":
-        """Load all parts of a `model` section (or a dict with its keys) and of `[[control]]` sections.
+        """Load all parts of a `model` section (or a dict with its keys) and of `[[control]]` sections; options of `place.Options`.
 
-        `dtype` of the transformer: fp32 on the CPU and bf16 on a card by default; `attention` names a kernel of `models/backends.py`.
-        With `vram_limit` (GiB) parts are on the device only while they work, and blocks beyond it are streamed; 0 streams all of them.
+        Raises ConfigError or ModelFileError for whatever does not go together, before weights are read.
         """
         model = model if isinstance(model, PluginConfig) else load_model({"model": dict(model)})
-        entries = named([*map(control_section, controls)])
-        place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
-        if place.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("there is no CUDA device", fix="use --device cpu, or install torch for your card and its driver")
-        dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
-        lazy = LazyModels(locate(model), model, place if vram_limit is None else torch.device("cpu"), Loading(dtype))
-        lazy.files.check(lazy.facts.roles)
-        attend = backend(attention, place, trains=False, masked=lazy.facts.mask_text)
-        ground = ground_of(lazy.files, lazy.facts)
-        entries = with_implied(entries, ground)
+        files, facts = locate(model), realise(model).facts()
+        files.check(facts.roles)
+        ground = ground_of(files, facts)
+        entries = with_implied(named([*map(control_section, controls)]), ground)
         check(entries, ground, pictures=False)
-        models = lazy.get(lazy.facts.roles)
+        place = place_of(options, files, facts.roles)
+        attend = backend(place.attention, place.device, trains=False, masked=facts.mask_text or masks_attention(entries))
+        models = LazyModels(files, model, place.loads_to, place.loading()).get(facts.roles)
         made = cls(models, realise(model).sampling_defaults(), ground=ground)
         if models.dit is not None:
-            made.controls = build(entries, Site(models.dit, dtype, lazy.device))
+            place.finish("dit", models.dit)
+            made.controls = build(entries, Site(models.dit, place.dtype, place.loads_to))
             for net in (models.dit, *(net for control in made.controls for net in control.nets)):
                 use_attention(net, attend)
-        if vram_limit is not None:
-            made.limit = (vram_limit, place)
+            for block in models.dit.blocks if place.compile else ():
+                block.compile(dynamic=True)
+        if place.limit is not None:
+            made.limit = (place.limit, place.device)
         return made
 
     def keep_within(self, vram_limit: float, device: torch.device, *, pixels: int = 0) -> None:
@@ -192,7 +188,7 @@ class Pipeline:
         self._work("clip_l", "t5xxl")
         states = [self.encode(prompt) for prompt in ([request.prompt, request.negative] if request.cfg != 1 else [request.prompt])]
         self._work("dit")
-        device, dtype = next(dit.parameters()).device, next(dit.parameters()).dtype
+        device, dtype = next(dit.parameters()).device, dit.dtype
         height, width = request.height // ae.reduction, request.width // ae.reduction
         levels = levels_of(request, token_count(height, width))
         noise = request.noise if request.noise is not None else start_noise(request.seed, dit.params.out_channels // 4, height, width)
@@ -231,9 +227,8 @@ class Pipeline:
         """Text states of one prompt; a model without text encoders starts from no text, which its control then gives."""
         dit = self._dit()
         if self.models.t5xxl is None:
-            like = next(dit.parameters())
-            txt = like.new_zeros(1, 0, dit.params.context_in_dim)
-            return TextStates(txt, like.new_zeros(1, dit.params.vec_in_dim), torch.zeros(1, 0, dtype=torch.bool, device=like.device))
+            txt = torch.zeros(1, 0, dit.params.context_in_dim, dtype=dit.dtype)
+            return TextStates(txt, txt.new_zeros(1, dit.params.vec_in_dim), torch.zeros(1, 0, dtype=torch.bool))
         return self.models.encode_text([prompt])
 
     def _encode_texts(self, prompts: Sequence[str]) -> TextStates:

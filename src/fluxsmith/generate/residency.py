@@ -79,5 +79,5 @@ def _plan(models: Models, parts: dict[str, tuple[nn.Module, str]], controls: Seq
         layers = tuple(size_of(layer) for layer in _layers(part))
         sizes.append(Part(name, phase, layers, size_of(part) - sum(layers)))
     tokens = pixels // 256 + TEXT_TOKENS + sum(control.added_tokens for control in controls)
-    width = 2 if dit is None else next(dit.parameters()).element_size()
+    width = 2 if dit is None else dit.dtype.itemsize
     return within(sizes, limit, tokens=tokens, hidden=dit.params.hidden_size if dit is not None else 0, pixels=pixels, width=width)

@@ -109,6 +109,11 @@ class FluxDiT(nn.Module):
         """All blocks in order; their index is what hooks count by."""
         return [block for stack in (self.double_blocks, self.single_blocks) for block in stack if isinstance(block, Block)]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of what flows through it: that of the norms, which are never quantised."""
+        return next(param.dtype for name, param in self.named_parameters() if name.endswith("_norm.scale"))
+
     def embed(self, tokens: Tokens) -> Stream:
         """Tokens -> the stream that enters block 0."""
         vec = self.conditioning(tokens.t, tokens.guidance, tokens.y)

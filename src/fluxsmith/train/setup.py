@@ -26,6 +26,7 @@ from fluxsmith.memory.block_swap import BlockSwap, checked, streaming
 from fluxsmith.memory.checkpoint import checkpoint_blocks, modes_of
 from fluxsmith.memory.masters import Host, move_resident
 from fluxsmith.memory.modulation import LookAhead
+from fluxsmith.memory.trained_swap import TrainedSwap
 from fluxsmith.models.assembly import Control, Models, TextStates
 from fluxsmith.models.backends import backend
 from fluxsmith.models.family.base import FamilyFacts
@@ -38,6 +39,7 @@ from fluxsmith.models.ops import REFERENCE, use, use_attention
 from fluxsmith.quant.base import by_block, quantise
 from fluxsmith.train.distributed import World
 from fluxsmith.train.ema import Ema
+from fluxsmith.train.host_optimizer import update_at
 from fluxsmith.train.lookahead import Refill, obstacle
 from fluxsmith.train.plan import BatchPlan
 from fluxsmith.train.planning import planned
@@ -115,11 +117,12 @@ def equip(config: RunConfig, models: Models, material: Material, world: World, b
     models.controls = _controls(config, models)
     trained = _dealt(_trained(config, models), models, config, world, bus)
     models.adapters = trained.adapters
-    optimizer = realise(config.optim).build(trained.groups)
     host = Host(pin=world.device.type == "cuda", say=lambda text: bus.send(Warned(text)))
     lookahead = _look_ahead(config, models, (world.device, host), obstacle(config, models, trained, objective), bus)
     refill = None if lookahead is None else Refill(lookahead, models, objective, data, world)
-    _memory(config, models, trained, (world.device, host))
+    swap = _memory(config, models, trained, (world.device, host))
+    trained = update_at(trained, config, swap, world, host)
+    optimizer = realise(config.optim).build(trained.groups)
     plan = BatchPlan(data.batches, config.train.accumulation, world.size)
     ema = Ema(trained.params, config.train.ema.decay) if config.train.ema else None
     total = plan.total_steps(config.train.steps, config.train.epochs)
@@ -137,7 +140,7 @@ def _controls(config: RunConfig, models: Models) -> tuple[Control, ...]:
         return ()
     if models.dit is None:
         raise ValueError("control models need the transformer")
-    dtype, base = DTYPES[config.train.weights_dtype], next(models.dit.parameters()).dtype
+    dtype, base = DTYPES[config.train.weights_dtype], models.dit.dtype
     made = []
     for entry in config.control:
         is_trained = is_control_trained(entry)
@@ -167,7 +170,8 @@ def _dealt(trained: Trained, models: Models, config: RunConfig, world: World, bu
     if config.distributed.shard == "none" or models.dit is None:
         return trained
     if world.size == 1:
-        bus.send(Warned(f'distributed.shard = "{config.distributed.shard}" has no effect in one process'))
+        offloads = "; optimizer states wait in host memory" if config.distributed.cpu_offload and trained.adapters is None else ""
+        bus.send(Warned(f'distributed.shard = "{config.distributed.shard}" has no effect in one process{offloads}'))
         return trained
     return shard(trained, models.dit, config.distributed, world)
 
@@ -221,9 +225,10 @@ def _wants_lookahead(config: RunConfig, device: torch.device) -> bool:
     return config.memory.modulation == "lookahead" or (config.memory.modulation == "auto" and device.type == "cuda")
 
 
-def _memory(config: RunConfig, models: Models, trained: Trained, place: tuple[torch.device, Host]) -> None:
+def _memory(config: RunConfig, models: Models, trained: Trained, place: tuple[torch.device, Host]) -> TrainedSwap | None:
+    """Everything where it belongs; returns the trained blocks that are swapped, if any."""
     if models.dit is None:
-        return
+        return None
     dit, memory, (device, host) = models.dit, config.memory, place
     use(dit, REFERENCE if memory.reference_rounding else kernel_ops(memory.kernels, device))
     attend = backend(memory.attention, device, trains=True, masked=models.mask_text)
@@ -232,12 +237,15 @@ def _memory(config: RunConfig, models: Models, trained: Trained, place: tuple[to
     depth, depth_single = dit.params.depth, dit.params.depth_single_blocks
     how = streaming(memory, depth, depth_single)
     modes = modes_of(memory, depth, depth_single)
+    swap: BlockSwap | TrainedSwap | None = None
     if how.indices:
         checked(how, [mode in ("boundary", "offloaded") for mode in modes])
         masters = host if memory.offload is None or memory.offload.disk is None else replace(host, disk=memory.offload.disk)
-        BlockSwap(dit, how, device, host=masters).attach()
+        is_trained = any(name.startswith("dit.") for name in trained.params) and trained.adapters is None
+        swap = (TrainedSwap if is_trained else BlockSwap)(dit, how, device, host=masters)
+        swap.attach()
     if not trained.placement.is_shared:  # shares are where they belong
-        move_resident(dit, device)
+        move_resident(dit, device, swap.home if isinstance(swap, TrainedSwap) else ())
     if memory.checkpointing:
         checkpoint_blocks(dit, modes)
         for net in (net for control in models.controls for net in control.nets):
@@ -246,6 +254,7 @@ def _memory(config: RunConfig, models: Models, trained: Trained, place: tuple[to
     if memory.compile:
         for block in dit.blocks:
             block.compile(dynamic=False)
+    return swap if isinstance(swap, TrainedSwap) else None
 
 
 def trained_components(config: RunConfig) -> tuple[str, ...]:

@@ -118,7 +118,7 @@ def batch_latents(models: Models, batch: Batch, device: torch.device) -> Tensor:
 
 def batch_text(models: Models, batch: Batch, device: torch.device) -> TextStates:
     """Cached text states, or captions encoded now (with gradient where an encoder is trained)."""
-    dtype = torch.float32 if models.dit is None else next(models.dit.parameters()).dtype
+    dtype = torch.float32 if models.dit is None else models.dit.dtype
     if batch.text is None:
         return models.encode_text(batch.captions).to(device, dtype)
     return models.with_live_clip(batch.text.to(device, dtype), batch.captions).to(device, dtype)
