@@ -75,7 +75,7 @@ def test_blocks_are_units(run_config: Callable[..., RunConfig]) -> None:
     units = units_of(params, config)
     sizes = sorted(len(unit) for unit in units)
     assert sum(sizes) == len(params)
-    assert sizes[-2:] == [8, 24]  # the single and the double block; all others are on their own
+    assert sizes[-2:] == [6, 20]  # the single and the double block; all others, their modulations too, are on their own
     assert sizes[-3] == 1
 
 

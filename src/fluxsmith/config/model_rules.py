@@ -65,9 +65,14 @@ def base_is_frozen(config: RunConfig) -> Iterator[Finding]:
         return
     if config.quant is not None and kind(config.quant) != "none":
         yield Finding(("quant",), "a quantised transformer cannot be trained itself", "add [adapter], or remove [quant]")
-    if config.memory.streams:
-        fix = "add [adapter], or write memory.fused_update and memory.checkpointing instead"
-        yield Finding(("memory", config.memory.streams), "blocks that are trained cannot be swapped", fix)
+    memory = config.memory
+    if memory.streams and memory.fused_update == "off" and memory.optimizer_offload == "off":
+        fix = 'write memory.fused_update = "block", or memory.optimizer_offload = "states"'
+        why = "their update has to come while they are on the card, or on the host"
+        yield Finding(("memory", memory.streams), "blocks that are trained and swapped need one more choice", fix, why)
+    if memory.streams and memory.fused_update != "off" and kind(config.optim) == "schedulefree":
+        fix = 'write memory.optimizer_offload = "states" instead of memory.fused_update'
+        yield Finding(("memory", "fused_update"), "schedule-free weights of swapped blocks are changed on the host", fix)
     yield from _preserve(config)
 
 
@@ -88,6 +93,23 @@ def fused_update(config: RunConfig) -> Iterator[Finding]:
     if config.train.precision == "fp16":
         fix = 'write train.precision = "bf16"'
         yield Finding(("train", "precision"), "a fused update does not work with the gradient scaler of fp16", fix)
+
+
+def optimizer_offload(config: RunConfig) -> Iterator[Finding]:
+    """Updates on the host are for whole models, and one of the ways to save memory."""
+    if config.memory.optimizer_offload == "off":
+        return
+    key: KeyPath = ("memory", "optimizer_offload")
+    if config.adapter is not None:
+        yield Finding(key, "an adapter is updated on the device: its states are small", 'write memory.optimizer_offload = "off"')
+    if config.memory.fused_update != "off":
+        fix = 'keep one: fused_update = "block" for small optimizer states, optimizer_offload for large ones'
+        yield Finding(key, "memory.optimizer_offload and memory.fused_update exclude each other", fix)
+    if config.train.precision == "fp16":
+        fix = 'write train.precision = "bf16"'
+        yield Finding(("train", "precision"), "updates on the host do not work with the gradient scaler of fp16", fix)
+    if kind(config.optim) == "bnb":
+        yield Finding(("optim", "type"), "the optimizers of bitsandbytes work on cards", "use adamw_bf16, or torch's adamw")
 
 
 def memory(config: RunConfig) -> Iterator[Finding]:
@@ -147,7 +169,7 @@ def distributed(config: RunConfig) -> Iterator[Finding]:
     """A transformer over several cards: what would need all of a tensor at once is refused."""
     part, memory = config.distributed, config.memory
     if part.shard == "none":
-        for name in sorted(part.model_dump(exclude_defaults=True).keys() - {"cpu_offload", "checkpoint"}):
+        for name in sorted(part.model_dump(exclude_defaults=True)):
             fix = 'write distributed.shard = "full", or remove it'
             yield Finding(("distributed", name), f"distributed.{name} has no effect while nothing is sharded", fix)
         return
@@ -180,4 +202,4 @@ def distributed(config: RunConfig) -> Iterator[Finding]:
         yield Finding(("optim", "type"), "this optimizer cannot update shares of tensors", fix, why)
 
 
-RULES = (distributed, control, nothing_reads_conditions, base_is_frozen, fused_update, memory, objective)
+RULES = (distributed, control, nothing_reads_conditions, base_is_frozen, fused_update, optimizer_offload, memory, objective)

@@ -1,10 +1,10 @@
-"""Frozen weights that wait on the host: all tensors of a unit (a block, a modulation layer) in one contiguous buffer, one view each.
+"""Weights that wait on the host: all tensors of a unit (a block, a modulation layer) in one contiguous buffer, one view each.
 
 One buffer means one copy for each visit. On a card it is pinned; with a folder it is a memory-mapped file, which the system may drop
-and read again. Nothing is ever written back.
+and read again. Nothing frozen is ever written back; trained weights wait in the same way (`trained_swap.py`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -110,10 +110,11 @@ def own(views: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def move_resident(module: nn.Module, device: torch.device) -> None:
-    """Everything that has memory goes to the device; parameters keep their identity, so an optimizer may hold them already."""
+def move_resident(module: nn.Module, device: torch.device, stay: Collection[nn.Parameter] = ()) -> None:
+    """Everything that has memory goes to the device, but for `stay`; parameters keep their identity: an optimizer may hold them already."""
+    kept = {id(param) for param in stay}
     for param in module.parameters():
-        if param.device.type != "meta":
+        if param.device.type != "meta" and id(param) not in kept:
             param.data = param.data.to(device)
     for owner in module.modules():
         for name, buffer in [*owner.named_buffers(recurse=False)]:

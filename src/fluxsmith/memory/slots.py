@@ -79,6 +79,13 @@ class Copier:
         """Host buffer -> slot, after everything that still reads the slot."""
         slot.buffer[: source.numel()].copy_(source, non_blocking=True)
 
+    def store(self, slot: Slot, start: int, stop: int, target: Tensor) -> None:
+        """Bytes of a slot -> host, after everything that was given out to compute so far."""
+        target.copy_(slot.buffer[start:stop], non_blocking=True)
+
+    def settle(self) -> None:
+        """The host sees everything that was stored."""
+
     def wait(self, slot: Slot) -> None:
         """What is computed from now on sees the slot's content."""
 
@@ -107,6 +114,16 @@ class CudaCopier(Copier):
             slot.buffer[: source.numel()].copy_(source, non_blocking=True)
             if slot.ready is not None:
                 slot.ready.record(self.stream)
+
+    def store(self, slot: Slot, start: int, stop: int, target: Tensor) -> None:
+        """As Copier.store; a load into the slot or from the target, on the same stream, comes after it."""
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            target.copy_(slot.buffer[start:stop], non_blocking=True)
+
+    def settle(self) -> None:
+        """As Copier.settle: the one place where the host waits."""
+        self.stream.synchronize()
 
     def wait(self, slot: Slot) -> None:
         """As Copier.wait."""
@@ -159,6 +176,20 @@ class Lane:
         slot = self.slots[self.current]
         self.copier.wait(slot)
         return self.masters[unit].views(slot.buffer)
+
+    @torch.no_grad()
+    def store(self, unit: int, name: str) -> None:
+        """A tensor of the unit that is in use was changed: copy it back to the master."""
+        if self.current is None or self.schedule.held[self.current] != unit:
+            raise ValueError("only the unit that is in use is copied back")
+        entry, master = self.masters[unit].entries[name], self.masters[unit].buffer
+        self.copier.store(self.slots[self.current], entry.start, entry.stop, master[entry.start : entry.stop])
+
+    def forget(self) -> None:
+        """Masters are read or changed from now on: everything is stored, and slots hold nothing."""
+        self.copier.settle()
+        self.schedule.held = [None] * len(self.schedule.held)
+        self.schedule.last = None
 
     def drop(self) -> None:
         """Let the slots' memory go until the next use."""

@@ -3,7 +3,7 @@
 Optimizer, average and states see `Trained.params`. A placement carries gradients to these and new values back to the model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,6 +35,9 @@ class Placement:
 
     def publish(self) -> None:
         """The trained tensors have new values: the model computes with them from now on."""
+
+    def wrote(self, params: Sequence[nn.Parameter]) -> None:
+        """These tensors were updated inside the backward pass."""
 
     def norm(self, params: Mapping[str, nn.Parameter]) -> Tensor:
         """Norm over all gradients of the run, 0-dim."""

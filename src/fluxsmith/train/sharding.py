@@ -4,7 +4,6 @@ The optimizer sees plain tensors, the local shares, in the memory of torch's DTe
 text encoders) stays whole on each card, its gradients are averaged.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -102,10 +101,7 @@ def shard(trained: Trained, dit: FluxDiT, config: DistributedConfig, world: Worl
     after = dict(dit.named_parameters())
     held = {name: after[before[id(param)]] for name, param in trained.params.items() if id(param) in before and param not in adapters}
     placement = Sharding(world, mesh, dit, held)
-    shares = {id(trained.params[name]): pair[0] for name, pair in placement.pairs.items()}
-    params = {name: shares.get(id(param), param) for name, param in trained.params.items()}
-    groups = tuple(group._replace(params=tuple(shares.get(id(param), param) for param in group.params)) for group in trained.groups)
-    return dataclasses.replace(trained, params=params, groups=groups, placement=placement)
+    return trained.elsewhere({name: share for name, (share, _) in placement.pairs.items()}, placement)
 
 
 def _deal(dit: FluxDiT, mesh: DeviceMesh, config: DistributedConfig, whole: set[nn.Parameter]) -> None:

@@ -4,7 +4,7 @@ Names are stable across versions and machines (`dit.double_blocks.0.img_attn.qkv
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -40,6 +40,12 @@ class Trained:
         for param in self.params.values():
             param.grad = None
         self.placement.clear()
+
+    def elsewhere(self, params: Mapping[str, nn.Parameter], placement: Placement) -> "Trained":
+        """The same with other tensors in the place of those of these names."""
+        new = {id(self.params[name]): param for name, param in params.items()}
+        groups = tuple(group._replace(params=tuple(new.get(id(param), param) for param in group.params)) for group in self.groups)
+        return replace(self, params={**self.params, **params}, groups=groups, placement=placement)
 
 
 def file_key(role: str, module: nn.Module, key: str) -> str:

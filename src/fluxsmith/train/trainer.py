@@ -164,6 +164,7 @@ class Trainer:
                 parts.ema.update(self.step)
         else:
             self.precision.skip()
+            parts.trained.placement.publish()
         return StepResult(loss, grad_norm, self.update.rate(), skipped, extras)
 
     def _gradients(self, step: int) -> tuple[float, list[str]]:

@@ -19,7 +19,7 @@ from fluxsmith.optim.schedules import Rates
 from fluxsmith.train.precision import Precision
 from fluxsmith.train.setup import Parts
 
-BLOCK = re.compile(r"(dit|[a-z0-9_]+)\.(double_blocks|single_blocks)\.\d+\.")
+BLOCK = re.compile(r"(dit|[a-z0-9_]+)\.(double_blocks|single_blocks)\.\d+\.(?!img_mod\.|txt_mod\.|modulation\.)")  # these run apart
 
 
 class Update:
@@ -91,7 +91,10 @@ class FusedUpdate(Update):
 
     def _hook(self, number: int, unit: Sequence[nn.Parameter]):
         def arrived(param: Tensor) -> None:
-            if not self.is_armed or not isinstance(param, nn.Parameter):
+            if not isinstance(param, nn.Parameter):
+                return
+            if not self.is_armed:  # a trial run
+                param.grad = None
                 return
             missing = self.waiting.setdefault(number, set(unit))
             missing.discard(param)
@@ -108,21 +111,37 @@ class FusedUpdate(Update):
             norm = float(torch.nn.utils.clip_grad_norm_([param], limit or float("inf"), error_if_nonfinite=False))
             self.squares += norm**2
         if math.isfinite(self.squares):
+            self._gather_state(unit)
             with only(self.optimizer, unit, self.groups):
                 self.optimizer.step()
+            self.parts.trained.placement.wrote(unit)
         for param in unit:
             param.grad = None
 
+    def _gather_state(self, unit: Sequence[nn.Parameter]) -> None:
+        """A swapped tensor may be elsewhere than when its state was made or restored."""
+        for param in unit:
+            state = self.optimizer.state.get(param, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.dim() and value.device != param.device:
+                    state[key] = value.to(param.device)
+
     def ready(self) -> float:
         """Tensors whose unit got only part of its gradients are updated now; returns the norm over all tensors."""
-        for number, missing in [*self.waiting.items()]:
-            del self.waiting[number]
-            self._update([param for param in self.groups if param.grad is not None and param not in missing])
+        left = set().union(*self.waiting.values())
+        if self.waiting:
+            self.waiting.clear()
+            self.parts.trained.placement.publish()
+            rest = [param for param in self.groups if param.grad is not None and param not in left]
+            for param in rest:
+                param.grad = None if param.grad is None else param.grad.to(param.device)
+            self._update(rest)
         self.is_armed = False
         return math.sqrt(self.squares) if math.isfinite(self.squares) else math.inf
 
     def apply(self) -> dict[str, float]:
         """Everything is done already."""
+        self.parts.trained.placement.publish()
         return {}
 
 

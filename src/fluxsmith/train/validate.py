@@ -36,6 +36,7 @@ def evaluation(parts: Parts) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.callback(parts.trained.placement.publish)  # called last
         stack.enter_context(parts.ema.applied() if parts.ema is not None else evaluated(parts))
+        stack.callback(parts.trained.placement.publish)  # called first: what is put back lies at rest
         parts.trained.placement.publish()
         parts.trained.train_mode(False)
         yield
