@@ -38,6 +38,20 @@ def test_quantised_and_streamed_are_the_same_bits_as_quantised(tiny_section: dic
     assert torch.equal(latents(Pipeline.load(tiny_section, device="cpu", quant={"type": "int8"}, vram_limit=0.0)), whole)
 
 
+def test_layers_may_wait_in_files(
+    tiny_section: dict[str, str], pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped: list[int] = []
+    inner = torch.from_file
+    monkeypatch.setattr(torch, "from_file", lambda path, **options: (mapped.append(options["size"]), inner(path, **options))[1])
+    made = Pipeline.load(tiny_section, device="cpu", vram_limit=0.0, offload_dir=tmp_path / "waiting")
+    assert torch.equal(latents(made), latents(pipeline))
+    assert len(mapped) > 2
+    assert not [*(tmp_path / "waiting").iterdir()]  # the files are nameless: nothing is left behind
+    with pytest.raises(ConfigError, match="no effect"):
+        Pipeline.load(tiny_section, device="cpu", offload_dir=tmp_path)
+
+
 def test_blocks_are_compiled(tiny_section: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: seen.append(options))

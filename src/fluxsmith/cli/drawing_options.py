@@ -45,6 +45,7 @@ VramLimit = Annotated[
         help="Keep within this much of the card: parts and layers wait on the host; 0 streams all, none nothing; auto: what is free.",
     ),
 ]
+OffloadDir = Annotated[Path | None, typer.Option("--offload-dir", help="With a limit: layers wait in files of this folder.")]
 Quant = Annotated[
     str,
     typer.Option("--quant", metavar="KIND", help="Weights of fewer bits: fp8, int8, int4, int2, nf4; or 'int8 exclude=[\"img_attn\"]'."),

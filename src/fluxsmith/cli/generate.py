@@ -47,6 +47,7 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
     control: options.Control = None,
     device: options.Device = "auto",
     vram_limit: options.VramLimit = "auto",
+    offload_dir: options.OffloadDir = None,
     quant: options.Quant = "",
     compile: options.Compile = False,
     attention: options.Attention = "auto",
@@ -64,7 +65,7 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
         "strength": strength if strength is not None else 0.6 if image else 1.0,
     }  # fmt: skip
     loras = tuple(weighted(text, "--lora") for text in lora or ())
-    place = {"device": device, "vram_limit": _limit(vram_limit), "attention": attention, "compile": compile}
+    place = {"device": device, "vram_limit": _limit(vram_limit), "attention": attention, "compile": compile, "offload_dir": offload_dir}
     place |= {"quant": load_quant(entry(quant))} if quant else {}
     entries = controls(run, control or ())
     job = Job(section, tuple(prompt), tuple(seed or (0,)), settings, loras=loras, controls=entries, image=image, place=place, out=out)

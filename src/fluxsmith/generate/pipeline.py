@@ -67,7 +67,7 @@ class Pipeline:
         self.loras: list[AdapterSet] = []
         self.fusion: LoraFusion | None = None
         self.residency: Residency | None = None
-        self.limit: tuple[float, torch.device] | None = None  # GiB of a device, met when the first picture is drawn
+        self.limit: tuple[float, torch.device, Path | None] | None = None  # for `keep_within`, when the first picture is drawn
 
     @classmethod
     def load(
@@ -99,12 +99,12 @@ class Pipeline:
             for block in models.dit.blocks if place.compile else ():
                 block.compile(dynamic=True)
         if place.limit is not None:
-            made.limit = (place.limit, place.device)
+            made.limit = (place.limit, place.device, place.folder)
         return made
 
-    def keep_within(self, vram_limit: float, device: torch.device, *, pixels: int = 0) -> None:
+    def keep_within(self, vram_limit: float, device: torch.device, folder: Path | None = None, *, pixels: int = 0) -> None:
         """From now on parts are on the device only while they work, and what each phase needs of it stays within this many GiB."""
-        self.residency = Residency(self.models, self.controls, vram_limit, device, pixels=pixels)
+        self.residency = Residency(self.models, self.controls, vram_limit, device, pixels=pixels, folder=folder)
 
     def _work(self, *parts: str | nn.Module) -> None:
         """These parts of the model and networks of controls work next; under a limit, only they are on the device."""

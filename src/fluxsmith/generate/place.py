@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -33,6 +34,8 @@ class Options(TypedDict, total=False):
     vram_limit: float | Literal["auto"] | None
     """GiB of the device: parts are there only while they work, and layers beyond it are streamed; 0 streams all of them. None: everything
     stays there. auto: what is free, if the model is larger."""
+    offload_dir: Path | None
+    """Folder where layers that wait under a limit are memory-mapped files, instead of host memory."""
     quant: QuantConfig | Mapping[str, Any] | None
     """A `quant` section: weights of fewer bits."""
     compile: bool
@@ -47,6 +50,7 @@ class Place:
     dtype: torch.dtype
     attention: str = "auto"
     limit: float | None = None
+    folder: Path | None = None
     quant: Any = None
     compile: bool = False
 
@@ -79,7 +83,10 @@ def place_of(options: Options, files: ModelFiles, roles: tuple[str, ...]) -> Pla
     limit = options.get("vram_limit")
     if limit == "auto":
         limit = limit_for(free_memory(at), sum(size_of(files, role) for role in roles))
-    return Place(at, dtype, options.get("attention", "auto"), limit, quant, options.get("compile", False))
+    folder = options.get("offload_dir")
+    if folder is not None and limit is None:
+        raise ConfigError("offload_dir has no effect", why="nothing waits without a limit", fix="give vram_limit too, or leave it out")
+    return Place(at, dtype, options.get("attention", "auto"), limit, folder, quant, options.get("compile", False))
 
 
 def limit_for(free: int | None, needed: int) -> float | None:

@@ -1,6 +1,7 @@
 """Drawing within a limit of device memory: parts are there only while they work, layers beyond the limit visit one after the other."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from fluxsmith.memory.block_swap import BlockSwap, Streaming
 from fluxsmith.memory.components import Components, size_of
 from fluxsmith.memory.drawing import Drawing, Part, chosen, within
 from fluxsmith.memory.layer_stream import LayerStream, layers_of
-from fluxsmith.memory.masters import move_resident
+from fluxsmith.memory.masters import Host, move_resident
 from fluxsmith.memory.modulation import LookAhead
 from fluxsmith.memory.slots import Lane
 from fluxsmith.models.assembly import Models
@@ -24,16 +25,27 @@ PHASES = {"clip_l": "text", "t5xxl": "text", "dit": "denoise", "ae": "decode"}
 class Residency:
     """Who is on the device when, for one loaded model and its controls."""
 
-    def __init__(self, models: Models, controls: Sequence[Control], limit: float, device: torch.device, *, pixels: int) -> None:
+    def __init__(
+        self,
+        models: Models,
+        controls: Sequence[Control],
+        limit: float,
+        device: torch.device,
+        *,
+        pixels: int,
+        folder: Path | None = None,
+    ) -> None:
+        """`folder`: layers that wait are memory-mapped files there instead of host memory."""
         nets = {id(net): net for control in controls for net in control.nets}
         self.names = {key: f"control {number}" for number, key in enumerate(nets)}
         parts: dict[str, nn.Module] = models.loaded() | {self.names[key]: net for key, net in nets.items()}
         denoising = {id(net) for control in controls for net in control.denoising}
         phases = {name: _phase(name, id(part) in denoising) for name, part in parts.items()}
         self.device = device
+        self.host = Host(pin=device.type == "cuda", disk=folder)
         self.lanes: dict[nn.Module, list[Lane]] = {}
         if models.dit is not None:
-            look = LookAhead(models.dit, device, bakes=True)
+            look = LookAhead(models.dit, device, host=self.host, bakes=True)
             if look.layers:
                 look.attach()
         self.plan = _plan(models, {name: (parts[name], phases[name]) for name in parts}, controls, limit, pixels=pixels)
@@ -49,11 +61,11 @@ class Residency:
         layers = _layers(part)
         indices = chosen(count, len(layers))
         if isinstance(part, FluxDiT):
-            swap = BlockSwap(part, Streaming(tuple(indices)), self.device)
+            swap = BlockSwap(part, Streaming(tuple(indices)), self.device, host=self.host)
             swap.attach()
             self.lanes[part] = [swap.lane, swap.mod_lane]
         else:
-            stream = LayerStream([layers[i] for i in indices], self.device)
+            stream = LayerStream([layers[i] for i in indices], self.device, host=self.host)
             stream.attach()
             self.lanes[part] = [stream.lane]
 
