@@ -113,8 +113,9 @@ class ControlNet(FluxDiT):
         own = tokens._replace(img=tokens.img[:, :n, : self.params.in_channels], img_ids=tokens.img_ids[:, :n], n_target=n)
         mask = None if tokens.mask is None else tokens.mask[..., : tokens.txt.shape[1] + n]
         if tokens.n_prompt:  # the prompt alone: texts of regions before it, and masks that go with them, are none of its business
-            first = tokens.txt.shape[1] - tokens.n_prompt
-            own, mask = own._replace(txt=own.txt[:, first:], txt_ids=own.txt_ids[:, first:]), None
+            length, first = tokens.txt.shape[1], tokens.txt.shape[1] - tokens.n_prompt
+            own = own._replace(txt=own.txt[:, first:], txt_ids=own.txt_ids[:, first:])
+            mask = None if mask is None else mask[..., length : length + 1, first:]  # what of the prompt image tokens see: not its padding
         guidance = tokens.guidance if self.params.guidance_embed else None
         if self.params.guidance_embed and guidance is None:
             guidance = torch.ones_like(tokens.t)

@@ -58,6 +58,9 @@ class Config(ControlConfig):
         if width != text:
             why = f"its tokens are {width} wide, the model's text {text}"
             raise ModelFileError("the image embedder is for another model", where=str(file), why=why, fix="use FLUX.1-Redux-dev's")
+        if net.redux_up.in_features != siglip.params.hidden:
+            why = f"it is {siglip.params.hidden} wide, the image embedder takes {net.redux_up.in_features}"
+            raise ModelFileError("this SigLIP is another than Redux looks with", where=str(looks), why=why, fix="use FLUX.1-Redux-dev's")
         return Control(net, siglip, self)
 
 
