@@ -188,7 +188,7 @@ def allowed_pairs(regions: Tensor, each: int, prompt: int, image: int) -> Tensor
     A text sees itself and its image tokens, which see it; the prompt is everybody's, image tokens see each other, texts never do.
     """
     count, target = regions.shape
-    texts = torch.arange(count + 1, device=regions.device).repeat_interleave(torch.tensor([each] * count + [prompt], device=regions.device))
+    texts = F.pad(torch.arange(count, device=regions.device).repeat_interleave(each), (0, prompt), value=count)
     places = F.pad(regions, (0, image - target), value=False)
     places = torch.cat((places, places.new_ones(1, image)))[texts]  # of every text row
     return torch.cat(
