@@ -27,13 +27,14 @@ def test_one_file_is_one_object(fixtures_root: Path) -> None:
 
 @pytest.mark.ledger("FS-06")
 def test_several_files_are_a_list_and_a_bad_one_gives_exit_4(fixtures_root: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken.safetensors").write_bytes(b"x" * 50)
+    for name in ("broken.safetensors", "a.ckpt"):
+        (tmp_path / name).write_bytes(b"x" * 50)
     code, text = run(fixtures_root / "t5-tiny/weights.safetensors", tmp_path / "broken.safetensors", tmp_path / "a.ckpt", "--json")
     records = json.loads(text)
     assert code == 4
     assert [record["role"] for record in records] == ["t5xxl", "unknown", "unknown"]
     assert "not a safetensors file" in records[1]["problems"][0]
-    assert "pickles" in records[2]["problems"][0]
+    assert "pickle is not converted" in records[2]["problems"][0]
 
 
 def test_text(fixtures_root: Path) -> None:

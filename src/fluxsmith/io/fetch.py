@@ -20,7 +20,6 @@ from fluxsmith.io.sources import download_settings
 
 MODEL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
 WHOLE = (None, "", "./", "*")
-NAMED_KINDS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".jinja")
 UNFINISHED = ".unfinished-"
 
 
@@ -112,7 +111,7 @@ def _wanted(names: Sequence[str], pattern: str | None, model_id: str) -> list[st
     """Those of a repository's files that match and are of a kind that is fetched."""
     glob = _glob(pattern)
     matching = sorted(name for name in names if fnmatchcase(name, glob))
-    kinds = (*hub.ALLOWED, *(kind for kind in NAMED_KINDS if glob.endswith(kind)))
+    kinds = (*hub.ALLOWED, *(kind for kind in hub.NAMED if glob.endswith(kind)))
     wanted = [name for name in matching if name.endswith(kinds) and _is_inside(name)]
     if not wanted:
         others = f", but {', '.join(matching[:5])} is not a kind of file that is fetched unless its ending is named" if matching else ""

@@ -11,6 +11,15 @@ from pathlib import Path
 from fluxsmith.errors import ModelFileError
 
 ALLOWED = (".safetensors", ".sft", ".json", ".txt", ".model")
+NAMED = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".onnx",
+    ".jinja",
+)  # only when the file itself is named; pickles are converted, not opened
 ROLE_FILES = {  # the first pattern with a hit is fetched
     "dit": (r"(flux|FLUX|chroma|Chroma)[^/]*\.(safetensors|sft)", r"transformer/[^/]*\.(safetensors|json)"),
     "clip_l": (r"clip_l[^/]*\.safetensors", r"text_encoder/[^/]*\.(safetensors|json)"),
@@ -41,7 +50,7 @@ def cached_file(repo: str, file: str) -> Path | None:
 
 def download(repo: str, file: str) -> Path:
     """Fetch one file (or take it from the cache). Raises ModelFileError with the cure."""
-    if not file.endswith(ALLOWED) or ".." in file.split("/"):
+    if not file.endswith((*ALLOWED, *NAMED)) or ".." in file.split("/"):
         raise ModelFileError(f"{file} is not a kind of file that is fetched", where=repo, fix=f"name one of {', '.join(ALLOWED)}")
     from huggingface_hub import hf_hub_download
 

@@ -99,7 +99,7 @@ class Identity:
         if self.variant:
             text += f", {self.family} {self.variant}" if self.role in ("dit", "controlnet", "checkpoint") else f", {self.variant}"
         seen = evidence(self.role, self.key_style)
-        return f"{text} ({self.prefix}{seen})" if seen else text
+        return f"{text} ({'' if seen.startswith(self.prefix) else self.prefix}{seen})" if seen else text
 
     def as_record(self) -> dict[str, Any]:
         """JSON-ready values."""

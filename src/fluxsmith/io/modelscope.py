@@ -60,6 +60,7 @@ def list_files(hub: Hub, repo: str) -> list[RemoteFile]:
         with _opened(hub, url, 0) as answer:
             found = json.loads(answer.read(MAX_LISTING))
     except urllib.error.HTTPError as error:
+        error.close()
         raise _refused(repo, hub, error.code) from error
     except (*BROKEN, ValueError) as error:
         raise _unreachable(repo, hub, error) from error
@@ -121,6 +122,7 @@ def _receive(hub: Hub, repo: str, file: RemoteFile, out: IO[bytes]) -> None:
                     out.truncate(0)
                 _append(answer, out, file)
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code < http.client.INTERNAL_SERVER_ERROR:
                 raise _refused(f"{repo}: {file.path}", hub, error.code) from error
             reason = str(error)

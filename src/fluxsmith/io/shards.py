@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fluxsmith.errors import ModelFileError
 from fluxsmith.io.header import Header, TensorInfo, read_header, refuse_pickle
+from fluxsmith.io.pickles import is_pickle, readable
 
 SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.safetensors|\.sft)")
 ENDINGS = (".safetensors", ".sft")
@@ -37,12 +38,14 @@ def join_headers(headers: Sequence[Header]) -> Header:
 
 
 def shard_paths(path: str | os.PathLike[str]) -> list[Path]:
-    """The files that belong together. Raises ModelFileError that names a missing shard."""
+    """The files that belong together; a pickle is converted first. Raises ModelFileError that names a missing shard."""
     path = Path(path)
     if path.is_dir():
         return _folder_paths(path)
     if path.name.endswith(".index.json"):
         return _index_paths(path)
+    if is_pickle(path):
+        return [readable(path)]
     refuse_pickle(path)
     found = SHARD.fullmatch(path.name)
     return _siblings(path, found) if found else [path]

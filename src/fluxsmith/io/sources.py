@@ -1,5 +1,5 @@
-"""Where a model file is: a path, a folder (diffusers or ComfyUI layout), a hub id, or the bundled model. The only place that
-reads environment variables (FLUXSMITH_HOME, and those of DiffSynth-Studio and ModelScope; huggingface_hub reads its own HF_*).
+"""Where a model file is: a path, a folder (diffusers or ComfyUI layout), a hub id, or the bundled model. Environment:
+FLUXSMITH_HOME (io/home.py), and those of DiffSynth-Studio and ModelScope below; huggingface_hub reads its own HF_*.
 
 `resolve("black-forest-labs/FLUX.1-dev", "ae")`, `resolve("ComfyUI/models", "t5xxl")`, `resolve("bundle:flux-shapes", "dit")`.
 """
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from fluxsmith.errors import FluxsmithError, ModelFileError
 from fluxsmith.io import hub, modelscope
+from fluxsmith.io.home import home
 from fluxsmith.io.identify import PLAYS, identify
 from fluxsmith.io.shards import ENDINGS, SHARD
 from fluxsmith.io.tokenizer_files import find_tokenizer
@@ -31,11 +32,6 @@ COMFY_FOLDERS = {
     "controlnet": ("controlnet",),
 }
 MAX_CANDIDATES = 200  # headers read in one folder
-
-
-def home() -> Path:
-    """fluxsmith's own folder: FLUXSMITH_HOME, else `~/.fluxsmith`; model files are looked for in its `models`."""
-    return Path(os.environ.get("FLUXSMITH_HOME") or Path.home() / ".fluxsmith")
 
 
 class DownloadSettings(NamedTuple):
