@@ -16,7 +16,7 @@ import typer
 from doc_blocks import ROOT, Block, Command, blocks, documents, links
 
 from fluxsmith.cli import main as cli
-from fluxsmith.config.load import load_config
+from fluxsmith.config.load import load_config, load_control, load_model
 from fluxsmith.dialects.arguments import parse as parse_options
 from fluxsmith.dialects.sd_scripts.scripts import option_rows, split_command
 
@@ -67,6 +67,10 @@ def test_blocks_say_their_language() -> None:
 def test_run_files_are_valid(block: Block) -> None:
     """A fragment is put into a minimal run first."""
     given = tomllib.loads(block.text)
+    if "for drawing" in block.notes:
+        load_model(given)
+        assert [load_control(entry).type for entry in given["control"]]
+        return
     merged: dict[str, Any] = {**MINIMAL, **given}
     if "train" in given and not {"steps", "epochs"} & set(given["train"]):
         merged["train"] = {**MINIMAL["train"], **given["train"]}  # type: ignore[dict-item]
