@@ -1,17 +1,19 @@
 """Modulation look-ahead: the same bits as resident weights, adapters that stay live, no device memory, one sweep for many steps."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from small_dit import dit, tokens
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fluxsmith.adapters.base import AdapterSet
 from fluxsmith.config.choice import realise
 from fluxsmith.config.load import load_config
 from fluxsmith.memory.checkpoint import checkpoint_blocks
-from fluxsmith.memory.modulation import Conditioning, LookAhead
+from fluxsmith.memory.modulation import Conditioning, LookAhead, announce, confirm
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.layers import Modulation
 from fluxsmith.quant.fp8 import Fp8Linear
@@ -148,3 +150,75 @@ def test_the_type_that_products_are_computed_in_is_part_of_the_key() -> None:
         assert input_of(0.5).key() != plain
     assert input_of(0.25).key() != plain
     assert input_of(0.5).key() == plain
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for a value of the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("_local_scalar_dense", "equal", "nonzero", "is_nonzero"):
+            raise AssertionError(f"{func} reads a value")
+        return func(*args, **(kwargs or {}))
+
+
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on nobody may bring an input to the host, which copies there would not show on a CPU."""
+
+    def key(self: Conditioning) -> bytes:
+        raise AssertionError("the input is read")
+
+    monkeypatch.setattr(Conditioning, "key", key)
+
+
+@pytest.mark.ledger("FS-04")
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_trusted_step_reads_nothing_back(recomputes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    resident, ahead = dit(), dit()
+    sets = [adapted(model, "all") for model in (resident, ahead)]
+    look = LookAhead(ahead, CPU)
+    look.attach()
+    if recomputes:
+        checkpoint_blocks(ahead)
+    level = float(tokens().t[0])
+    look.sweep([input_of(value) for value in (0.9, level, 0.2)], name="steps")
+    look.trusted = "steps"
+    unread(monkeypatch)
+    expected = gradients(resident, sets[0])[1]
+    given = tokens()
+    with NoWaiting():
+        ahead(given).square().mean().backward()
+    found = {name: param.grad for name, param in sets[1].params.items()}
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, rtol=2e-5, atol=1e-7)
+    look.confirm()
+    assert (look.sweeps, look.missed) == (1, 0)
+
+
+def test_drawing_reads_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident, ahead = dit(), dit()
+    look = LookAhead(ahead, CPU, bakes=True)
+    look.attach()
+    announce(ahead, [input_of(float(tokens().t[0])), input_of(0.1)])
+    unread(monkeypatch)
+    with torch.no_grad():
+        expected = resident(tokens())
+        with NoWaiting():
+            found = ahead(tokens())
+    assert torch.equal(found, expected)
+    confirm(ahead)
+
+
+def test_a_trusted_input_that_was_not_announced_is_told() -> None:
+    ahead = dit()
+    adapted(ahead, "blocks")
+    look = LookAhead(ahead, CPU)
+    look.attach()
+    look.sweep([input_of(0.1)], name="steps")
+    look.trusted = "steps"
+    ahead(tokens())
+    with pytest.raises(RuntimeError, match="not announced"):
+        look.confirm()
+    with torch.no_grad():
+        ahead(tokens())  # without gradient (validation) the host compares
+    look.confirm()
+    assert look.missed == 1

@@ -1,5 +1,7 @@
 """Memory options in whole runs: the same losses, weights and states as without them; look-ahead falls back and says why."""
 
+from typing import Any
+
 import pytest
 import tiny_run
 import torch
@@ -9,6 +11,7 @@ from fluxsmith.config.load import load_config
 from fluxsmith.errors import ConfigError
 from fluxsmith.events import Warned
 from fluxsmith.memory.modulation import LookAhead
+from fluxsmith.train import lookahead, trainer
 
 LORA = {**tiny_run.LORA, "adapter.targets": "blocks", "train.accumulation": 1}
 EVERYWHERE = {**LORA, "adapter.targets": "all"}
@@ -70,15 +73,44 @@ def test_a_trained_transformer_is_refused_before_the_run() -> None:
         load_config({**plain, "memory": {"modulation": "lookahead"}})
 
 
+@pytest.fixture
+def swept(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of tables in the order in which they are begun, and a dot for each layer that is evaluated."""
+    seen: list[str] = []
+    sweeping, evaluate = LookAhead.sweeping, LookAhead._evaluate
+    monkeypatch.setattr(LookAhead, "sweeping", lambda self, coming, *, name: (seen.append(name), sweeping(self, coming, name=name))[1])
+    monkeypatch.setattr(LookAhead, "_evaluate", lambda self, *rest: (seen.append("."), evaluate(self, *rest))[1])
+    return seen
+
+
 @pytest.mark.ledger("FS-04")
-def test_one_sweep_serves_many_steps_and_samples_have_their_own(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    swept: list[str] = []
-    sweep = LookAhead.sweep
-    monkeypatch.setattr(LookAhead, "sweep", lambda self, coming, *, name: (swept.append(name), sweep(self, coming, name=name))[1])
+def test_one_sweep_serves_many_steps_and_samples_have_their_own(go: Go, swept: list[str]) -> None:
     sample = [{"prompt": "a red circle", "width": 32, "height": 32, "steps": 2, "first": False}]
     ran = go({**LORA, "memory.modulation": "lookahead", "sample": sample, "train.dry_step": False})
     assert ran.error is None
-    assert swept == ["steps", "request"]
+    assert [name for name in swept if name != "."] == ["steps, one", "request"]
+
+
+@pytest.mark.ledger("FS-04")
+def test_rows_are_refilled_while_steps_run(go: Go, swept: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookahead, "ROWS", 8)
+    changes = {**LORA, "train.steps": 9, "train.dry_step": False}
+    plain = go(changes, "plain")
+    step, begun = trainer.Trainer._gradients, []
+
+    def noted(self: trainer.Trainer, number: int) -> Any:
+        swept.append(f"step {number}")
+        begun.append(sum(look.missed for look in [self.parts.refill.lookahead]))
+        return step(self, number)
+
+    monkeypatch.setattr(trainer.Trainer, "_gradients", noted)
+    ran = go({**changes, "memory.modulation": "lookahead"}, "other")
+    assert (ran.losses, begun) == (plain.losses, [0] * 9)
+    assert same(ran.weights, plain.weights)
+    assert [name for name in swept if name.startswith("steps")] == ["steps, one", "steps, other", "steps, one"]
+    bursts = "".join("." if name == "." else " " for name in swept).split()
+    assert len(bursts[0]) == 3, "the first table at once"
+    assert max(len(burst) for burst in bursts[1:]) < 3, "the others bit by bit"
 
 
 @pytest.mark.ledger("KS-22")

@@ -1,9 +1,11 @@
 """Modulation look-ahead in training: may the weights leave the device, and which inputs come next.
 
 Noise levels, guidance and cached text of all steps are known from the seed and the plan of batches, so the rows of the next steps are
-evaluated together. `choose` says why where that cannot be.
+evaluated together, while the steps before them run. `choose` says why where that cannot be.
 """
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from fluxsmith.adapters.additive import Additive
@@ -19,6 +21,7 @@ from fluxsmith.train.objectives.flow import Flow, batch_latents, batch_text
 from fluxsmith.train.plan import BatchPlan
 from fluxsmith.train.trained import Trained
 
+NAMES = ("steps, one", "steps, other")  # of the two tables
 EMBEDDERS = ("dit.time_in.", "dit.vector_in.", "dit.guidance_in.")
 
 
@@ -52,7 +55,10 @@ def is_additive(adapter: Any) -> bool:
 
 
 class Refill:
-    """Sweeps the inputs of the steps to come whenever the table has run out; called before each step."""
+    """Has the rows of each step ready; called before each step.
+
+    Two tables take turns. While one is used the other is made, a few layers before each step, so that copies of weights hide behind it.
+    """
 
     def __init__(self, lookahead: LookAhead, models: Models, objective: Flow, data: PreparedData, world: World) -> None:
         self.lookahead = lookahead
@@ -61,21 +67,40 @@ class Refill:
         self.data = data
         self.world = world
         self.known: range = range(0)
+        self.name = ""
+        self.coming: Iterator[None] = iter(())
+        self.next: range = range(0)
 
     def __call__(self, step: int, plan: BatchPlan, total_steps: int) -> None:
         """Make sure that the rows of `step` are there. To be called under the autocast of the forward pass."""
-        if step in self.known:
-            return
+        if step not in self.known:
+            if step not in self.next:  # the first one, or one that was jumped to
+                self.coming = self._prepare(step, plan, total_steps)
+            for _ in self.coming:
+                pass
+            self.known, self.name = self.next, NAMES[self.name == NAMES[0]]
+            self.lookahead.trusted = self.name
+            self.coming = self._prepare(self.known.stop, plan, total_steps) if self.known.stop < total_steps else iter(())
+        else:
+            self.lookahead.confirm()
+        portion = -(-(len(self.known) + len(self.lookahead.layers)) // max(1, len(self.known) - 1))
+        for _ in islice(self.coming, portion):
+            pass
+        self.lookahead.lane.drop()
+
+    def _prepare(self, first: int, plan: BatchPlan, total_steps: int) -> Iterator[None]:
+        """Make the other table, for as many steps as it holds."""
         coming: list[Conditioning] = []
-        rows, last = 0, step
-        while last < total_steps and (rows < ROWS or last == step):
+        rows, last = 0, first
+        while last < total_steps and (rows < ROWS // 2 or last == first):
             for _, spec in plan.micro_batches(last, self.world.rank):
                 batch = self.data.load(spec, step=last, total_steps=total_steps)
                 coming.append(self.conditioning(batch))
                 rows += len(batch.indices)
             last += 1
-        self.lookahead.sweep(coming, name="steps")
-        self.known = range(step, last)
+            self.next = range(first, last)
+            yield
+        yield from self.lookahead.sweeping(coming, name=NAMES[self.name == NAMES[0]])
 
     def conditioning(self, batch: Batch) -> Conditioning:
         """What the forward pass of a batch will give the transformer, to the bit."""
