@@ -11,6 +11,7 @@ from tiny_pipeline import latents, load, model_section
 
 from fluxsmith.config.control import Ground
 from fluxsmith.config.load import load_control, load_model
+from fluxsmith.controls.processors import processed
 from fluxsmith.controls.structure import Config, Structure
 from fluxsmith.errors import ConfigError
 from fluxsmith.generate.controls import check_early
@@ -44,6 +45,16 @@ def test_the_control_picture_has_an_effect(wide_model: Callable[[int], Path], pi
         latents(pipeline, controls={"structure": {"image": None}})
     with pytest.raises(ConfigError, match="needs a canny or depth picture"):
         load(wide_model(128))
+
+
+def test_edges_can_be_made_of_a_photograph(wide_model: Callable[[int], Path], picture: Draw) -> None:
+    pipeline = load(wide_model(128), {"type": "structure", "image": picture(1)})
+    ready = {"structure": {"image": processed("canny", picture(1), thresholds=(50, 100))}}
+    made = {"structure": {"processor": "canny", "thresholds": (50, 100)}}
+    assert torch.equal(latents(pipeline, controls=ready), latents(pipeline, controls=made))
+    assert (latents(pipeline, controls=made) - latents(pipeline)).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="'none', 'canny' or 'depth'"):
+        pipeline.controls[0].given(processor="pose")
 
 
 def test_a_control_lora_makes_it_of_a_plain_transformer(plain_model: Path, control_lora: Path, picture: Draw) -> None:

@@ -4,7 +4,9 @@ For FLUX.1-Canny-dev and FLUX.1-Depth-dev (128 features a token: noise 64, contr
 """
 
 from collections.abc import Iterator
+from typing import Literal
 
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from fluxsmith.config.control import ControlConfig, Ground, Picture
@@ -13,6 +15,7 @@ from fluxsmith.controls.base import Prepared, Scene, Site, Unchanged, both
 from fluxsmith.controls.image_rows import part, with_features
 from fluxsmith.controls.pictures import cover, opened, unreadable
 from fluxsmith.controls.pictures import pixels as to_pixels
+from fluxsmith.controls.processors import processed
 from fluxsmith.errors import Problem
 from fluxsmith.models.stream import Tokens, Window
 
@@ -22,6 +25,12 @@ class Config(ControlConfig):
 
     image: Picture | None = None
     """Edges or depth, scaled and cropped at its centre to the size of the picture that is drawn."""
+    processor: Literal["none", "canny", "depth"] = "none"
+    """Makes edges or depth from a photograph given as `image`; depth is learned and needs controlnet_aux."""
+    thresholds: tuple[NonNegativeInt, NonNegativeInt] = (100, 200)
+    """Of the processor canny: edges grow from above the second down to the first."""
+    annotators: str = "lllyasviel/Annotators"
+    """Folder, or id at Hugging Face, with the weights of the processor depth."""
 
     def problems(self, ground: Ground) -> Iterator[Problem]:
         """A control picture is needed."""
@@ -42,7 +51,10 @@ class Control(Base):
 
     def prepare(self, scene: Scene) -> Prepared:
         """Encodes the control picture."""
-        return both(Structure(scene.encode(to_pixels(cover(opened(self.config.image), scene.width, scene.height)))))
+        config = self.config
+        image = cover(opened(config.image), scene.width, scene.height)
+        image = processed(config.processor, image, thresholds=config.thresholds, weights=config.annotators, device=scene.device)
+        return both(Structure(scene.encode(to_pixels(image))))
 
 
 class Structure(Unchanged):
