@@ -53,8 +53,9 @@ def test_edges_can_be_made_of_a_photograph(wide_model: Callable[[int], Path], pi
     made = {"structure": {"processor": "canny", "thresholds": (50, 100)}}
     assert torch.equal(latents(pipeline, controls=ready), latents(pipeline, controls=made))
     assert (latents(pipeline, controls=made) - latents(pipeline)).abs().max() > 1e-4
-    with pytest.raises(ValueError, match="'none', 'canny' or 'depth'"):
-        pipeline.controls[0].given(processor="pose")
+    for option, fix in (({"processor": "cany"}, 'write "canny"'), ({"imag": picture(2)}, "is not an option")):
+        with pytest.raises(ConfigError, match=rf"(?s)control\.{next(iter(option))}.*{fix}"):
+            latents(pipeline, controls={"structure": option})
 
 
 def test_a_control_lora_makes_it_of_a_plain_transformer(plain_model: Path, control_lora: Path, picture: Draw) -> None:

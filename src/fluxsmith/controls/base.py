@@ -12,7 +12,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fluxsmith.config.choice import realise
 from fluxsmith.config.control import ControlConfig
+from fluxsmith.config.load import load_control
 from fluxsmith.errors import ConfigError
 from fluxsmith.models.assembly import Models, TextStates
 from fluxsmith.models.flux import FluxDiT
@@ -92,12 +94,13 @@ class Control:
         return 0
 
     def given(self, **options: Any) -> Self:
-        """The same networks with other options. Raises ConfigError for an option that decides which weights are read."""
+        """The same networks with other options. Raises ConfigError for one that decides which weights are read, and for what is wrong."""
         fixed = sorted(set(options) & set(self.loads))
         if fixed:
             raise ConfigError(f"{self.name}.{fixed[0]} is fixed when the model is loaded", fix="load the pipeline anew")
         other = copy.copy(self)
-        other.config = type(self.config).model_validate({**self.config.model_dump(), **options})
+        values = {**self.config.model_dump(), **options}
+        other.config = realise(load_control({**values, "type": self.config.type or self.role}))
         return other
 
     def prepare(self, scene: Scene) -> Prepared:
