@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from control_checks import base_of
+from control_checks import base_of, tokens_of
 from fixture import Fixture
 from PIL import Image
 from torch import Tensor
@@ -15,6 +15,9 @@ from fluxsmith.controls.base import Scene
 from fluxsmith.controls.controlnet import Config, Control, Residual
 from fluxsmith.controls.controlnet_condition import without
 from fluxsmith.controls.controlnet_model import load_controlnet
+from fluxsmith.controls.ip_adapter import Config as IpConfig
+from fluxsmith.controls.ip_adapter import Control as IpControl
+from fluxsmith.controls.ip_adapter_model import IpAdapter, load_ip_adapter
 from fluxsmith.controls.span import Span
 from fluxsmith.models.assembly import Level, Models, TextStates, velocity
 from fluxsmith.models.flux import FluxDiT
@@ -102,3 +105,31 @@ def _check_schedule(f: Fixture) -> None:
         levels = tuple(1 - step / steps for step in range(int(steps) + 1))
         span = Span(levels, 1 - start, 1 - end)
         assert [span.covers(level) for level in levels[:-1]] == f.e[name].bool().tolist(), name
+
+
+def ip_control(net: IpAdapter, dit: FluxDiT) -> IpControl:
+    """Without an image encoder: the fixtures give its vectors."""
+    return IpControl(net, None, dit.params, IpConfig(type="ip_adapter"))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def check_ip_adapter_instantx(f: Fixture) -> None:
+    """One and two pictures, two scales."""
+    dit, net = base_of(f), load_ip_adapter(f.folder / "weights.safetensors")
+    f.close(predicted(f, dit, []), "base_output", "output")
+    f.close(net.tokens(f.i["image_embeds"]), "image_tokens_two_pictures", "output")
+    for name in (name for name in f.e if name.startswith("pictures")):
+        pictures, scale = re.findall(r"[\d.]+", name)
+        conditioner = ip_control(net, dit).conditioner_of(f.i["image_embeds"][: int(pictures)], float(scale))
+        f.close(predicted(f, dit, [conditioner]), name, "output")
+
+
+@torch.no_grad()
+def check_ip_adapter_xlabs(f: Fixture) -> None:
+    """Two scales, on a batch of two with a picture each."""
+    dit, net = base_of(f), load_ip_adapter(f.folder / "weights.safetensors")
+    f.close(net.tokens(f.i["image_embeds"]), "image_tokens", "output")
+    for name in (name for name in f.e if name.startswith("scale_")):
+        scale = float(name.removeprefix("scale_").partition("/")[0])
+        hooks = ip_control(net, dit).conditioner_of(f.i["image_embeds"], scale).hooks(tokens_of(f))
+        f.close(dit(tokens_of(f), hooks), name, "output")
