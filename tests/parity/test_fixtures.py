@@ -16,7 +16,7 @@ from control_checks import check_controlnet, check_controlnet_pixels
 from diffsynth_tiny import check_pipeline
 from fixture import Fixture, open_fixture
 from llm_checks import check_diffsynth_lora, check_lora_encoder, check_lora_fusion
-from net_checks import check_controlnet_variants
+from net_checks import check_controlnet_variants, check_ip_adapter_instantx, check_ip_adapter_xlabs
 from safetensors.torch import load_file
 from step_cache_checks import check_teacache
 from token_checks import (
@@ -62,8 +62,6 @@ ELSEWHERE = {
 CONTROLS, DIFFSYNTH = "control models", "DiffSynth training and pipeline"
 LATER = {  # kinds that a later issue covers, by its subject
     "infiniteyou-tiny": CONTROLS,
-    "ip-adapter-instantx-tiny": CONTROLS,
-    "ip-adapter-xlabs-tiny": CONTROLS,
     "nexus-gen-tiny": CONTROLS,
     "step1x-tiny": CONTROLS,
     "diffsynth-train": DIFFSYNTH,
@@ -355,6 +353,8 @@ CHECKS: dict[str, Callable[[Fixture], None]] = {
     "controlnet-tiny": check_controlnet,
     "controlnet-sdscripts-tiny": check_controlnet_pixels,
     "controlnet-variants-tiny": check_controlnet_variants,
+    "ip-adapter-xlabs-tiny": check_ip_adapter_xlabs,
+    "ip-adapter-instantx-tiny": check_ip_adapter_instantx,
     "diffsynth-lora-tiny": check_diffsynth_lora,
     "diffsynth-pipeline": check_pipeline,
     "lora-encoder-tiny": check_lora_encoder,
