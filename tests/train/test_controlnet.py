@@ -92,8 +92,9 @@ def test_samples_need_and_use_their_condition(go: Go, conditions: Path, tmp_path
         ({"adapter": {"type": "lora"}}, "both to be trained"),
         ({"data.0.condition_dir": None}, "no condition pictures"),
         ({"control": []}, "no control model reads these"),
+        ({"control": [{"type": "kontext", "images": ["a.png"]}]}, "kontext is for drawing"),
     ],
-    ids=["adapter", "no conditions", "no control"],
+    ids=["adapter", "no conditions", "no control", "for drawing"],
 )
 def test_what_does_not_go_together(go: Go, conditions: Path, change: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):

@@ -8,11 +8,12 @@ from fluxsmith.config.schema import RunConfig
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.config.sections import KeyPath
 
+TRAINABLE = ("controlnet",)  # controls that make conditioners of a batch
+
 
 def kind(section: PluginConfig | None) -> str:
     """The `type` of a pluggable section; empty for none."""
     return "" if section is None else str(section.model_dump().get("type", ""))
-
 
 def trains_control(config: RunConfig) -> bool:
     """True when a control model is what is trained."""
@@ -23,6 +24,10 @@ def control(config: RunConfig) -> Iterator[Finding]:
     """Control models need condition pictures, and a transformer they were made for."""
     if not config.control:
         return
+    for index, entry in enumerate(config.control):
+        if entry.type and entry.type not in TRAINABLE and "." not in entry.type:
+            fix = f"remove this [[control]]; types that can be trained: {', '.join(TRAINABLE)}"
+            yield Finding(("control", index, "type"), f"{entry.type} is for drawing; it cannot be used in training yet", fix)
     trained = [index for index, entry in enumerate(config.control) if entry.model_dump().get("train")]
     if len(trained) > 1:
         yield Finding(("control", trained[1], "train"), "two control models are to be trained", "train one at a time")
@@ -169,7 +174,7 @@ def distributed(config: RunConfig) -> Iterator[Finding]:
     """A transformer over several cards: what would need all of a tensor at once is refused."""
     part, memory = config.distributed, config.memory
     if part.shard == "none":
-        for name in sorted(part.model_dump(exclude_defaults=True)):
+        for name in sorted(part.model_dump(exclude_defaults=True, exclude={"config"}) if part.config is None else ()):
             fix = 'write distributed.shard = "full", or remove it'
             yield Finding(("distributed", name), f"distributed.{name} has no effect while nothing is sharded", fix)
         return
