@@ -24,10 +24,6 @@ def control(config: RunConfig) -> Iterator[Finding]:
     """Control models need condition pictures, and a transformer they were made for."""
     if not config.control:
         return
-    for index, entry in enumerate(config.control):
-        if entry.type and entry.type not in TRAINABLE and "." not in entry.type:
-            fix = f"remove this [[control]]; types that can be trained: {', '.join(TRAINABLE)}"
-            yield Finding(("control", index, "type"), f"{entry.type} is for drawing; it cannot be used in training yet", fix)
     trained = [index for index, entry in enumerate(config.control) if entry.model_dump().get("train")]
     if len(trained) > 1:
         yield Finding(("control", trained[1], "train"), "two control models are to be trained", "train one at a time")
@@ -44,6 +40,14 @@ def control(config: RunConfig) -> Iterator[Finding]:
     for index, sample in enumerate(config.sample):
         if sample.control_image is None:
             yield Finding(("sample", index), "a control model is used, but this sample has no condition", "write sample.control_image")
+
+
+def for_drawing(config: RunConfig) -> Iterator[Finding]:
+    """Controls that know no training batch."""
+    for index, entry in enumerate(config.control):
+        if entry.type and entry.type not in TRAINABLE and "." not in entry.type:
+            fix = f"remove this [[control]]; types that can be trained: {', '.join(TRAINABLE)}"
+            yield Finding(("control", index, "type"), f"{entry.type} is for drawing; it cannot be used in training yet", fix)
 
 
 def nothing_reads_conditions(config: RunConfig) -> Iterator[Finding]:
