@@ -15,7 +15,7 @@ import torch
 from control_checks import check_controlnet, check_controlnet_pixels
 from diffsynth_tiny import check_pipeline
 from fixture import Fixture, open_fixture
-from llm_checks import check_diffsynth_lora, check_lora_encoder, check_lora_fusion
+from llm_checks import check_diffsynth_lora, check_lora_encoder, check_lora_fusion, check_step1x
 from net_checks import check_controlnet_variants, check_ip_adapter_instantx, check_ip_adapter_xlabs
 from safetensors.torch import load_file
 from step_cache_checks import check_teacache
@@ -63,7 +63,6 @@ CONTROLS, DIFFSYNTH = "control models", "DiffSynth training and pipeline"
 LATER = {  # kinds that a later issue covers, by its subject
     "infiniteyou-tiny": CONTROLS,
     "nexus-gen-tiny": CONTROLS,
-    "step1x-tiny": CONTROLS,
     "diffsynth-train": DIFFSYNTH,
 }
 
@@ -359,6 +358,7 @@ CHECKS: dict[str, Callable[[Fixture], None]] = {
     "diffsynth-pipeline": check_pipeline,
     "lora-encoder-tiny": check_lora_encoder,
     "lora-fusion-tiny": check_lora_fusion,
+    "step1x-tiny": check_step1x,
     "kontext-tiny": check_kontext,
     "fill-tiny": check_fill,
     "structure-tiny": check_structure,

@@ -13,8 +13,11 @@ from fluxsmith.adapters.load import load_adapter
 from fluxsmith.controls.base import Prepared, Unchanged
 from fluxsmith.controls.lora_encoder import Config, Control, Rows
 from fluxsmith.controls.lora_encoder_model import encoded, load_lora_encoder, path_of
+from fluxsmith.controls.step1x import Step1X
+from fluxsmith.controls.step1x_model import load_connector
 from fluxsmith.models.assembly import Level, TextStates, velocity
 from fluxsmith.models.flux import FluxDiT
+from fluxsmith.models.load import load_ae, load_dit
 from fluxsmith.models.stream import Conditioner
 
 
@@ -76,3 +79,27 @@ def check_diffsynth_lora(f: Fixture) -> None:
             lora = load_adapter(f.folder / f"{name}.safetensors", {"dit": dit}, strength=strength)
             f.close(branch(f, dit, 0), f"output/scale_{strength}", "output")
             lora.detach()
+
+
+@torch.no_grad()
+def check_step1x(f: Fixture) -> None:
+    """The connector by itself, the picture's latents, and the transformer with both, guided too."""
+    config, i = f.meta["config"], f.i
+    dit = load_dit(f.folder / "weights.safetensors", axes_dim=config["transformer"]["axes_dim"])
+    connector = load_connector(f.folder / "weights.safetensors", heads=config["connector"]["heads"])
+    mask = i["llm_mask"].bool()
+    rows, pooled = connector(i["llm_hidden"], mask, i["timesteps"].expand(len(mask)))
+    f.close(rows, "text_tokens", "text_tokens")
+    f.close(pooled, "pooled", "pooled")
+    latents = load_ae(f.folder / f.meta["autoencoder"]).encode(i["reference_image"].permute(2, 0, 1)[None].float() / 127.5 - 1)
+    f.close(latents, "reference_latents", "text_tokens")
+
+    def run(row: int) -> Tensor:
+        control = Step1X(connector, i["llm_hidden"][row : row + 1], mask[row : row + 1], latents)
+        nothing = torch.zeros(1, 0, dtype=torch.bool)
+        text = TextStates(torch.zeros(1, 0, dit.params.context_in_dim), torch.zeros(1, dit.params.vec_in_dim), nothing)
+        return velocity(dit, i["latents"], text, Level(i["timesteps"]), controls=[control])
+
+    p, n = run(0), run(1)
+    f.close(p, "output", "output")
+    f.close(n + f.meta["params"]["cfg_scale"] * (p - n), "output_cfg", "output")

@@ -3,8 +3,9 @@
 `image: Picture` takes a file's path, and in Python a picture of Pillow too; `images: Pictures` one of them or a list.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
@@ -51,6 +52,8 @@ class Ground(NamedTuple):
     """There is a starting picture."""
     others: tuple[str, ...] = ()
     """Types of the other controls."""
+    implies: Mapping[str, Any] = MappingProxyType({})
+    """A `[[control]]` section that the model's family always has."""
 
 
 class ControlConfig(PluginConfig):

@@ -1,4 +1,4 @@
-"""Rows that controls add to the text of a transformer's input: behind the prompt's own, with their ids and their place in the mask."""
+"""Rows that controls add to the text of a transformer's input, or put in its place: with their ids and their part of the mask."""
 
 import torch
 from torch import Tensor
@@ -17,6 +17,16 @@ def with_rows(tokens: Tokens, rows: Tensor, ids: Tensor | None = None) -> Tokens
         mask=None if tokens.mask is None else _seen(tokens.mask, length, rows.shape[1]),
         n_prompt=tokens.n_prompt and tokens.n_prompt + rows.shape[1],
     )
+
+
+def with_text(tokens: Tokens, rows: Tensor, ids: Tensor | None = None, *, y: Tensor | None = None) -> Tokens:
+    """The input with these rows as its whole text, and with another pooled state y (1 or B, D) where one is given."""
+    mask, length = tokens.mask, tokens.txt.shape[1]
+    empty = tokens._replace(
+        txt=tokens.txt[:, :0], txt_ids=tokens.txt_ids[:, :0], mask=None if mask is None else mask[..., length:], n_prompt=0
+    )
+    made = with_rows(empty, rows, ids)
+    return made if y is None else made._replace(y=y.to(tokens.y).expand(tokens.y.shape[0], -1))
 
 
 def _seen(mask: Tensor, place: int, count: int) -> Tensor:

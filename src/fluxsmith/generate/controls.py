@@ -75,7 +75,8 @@ def control_section(entry: ControlConfig | Mapping[str, Any]) -> ControlConfig:
 def ground_of(files: ModelFiles, facts: FamilyFacts) -> Ground:
     """What the header of the transformer's file tells."""
     found = identify(files.path("dit"))
-    return Ground(family=facts.name, in_channels=int(found.sizes.get("in_channels") or 64), roles=facts.roles)
+    channels = int(found.sizes.get("in_channels") or 64)
+    return Ground(family=facts.name, in_channels=channels, roles=facts.roles, implies=facts.implies)
 
 
 def widened(ground: Ground, loras: Iterable[str | Path]) -> Ground:
@@ -88,9 +89,18 @@ def widened(ground: Ground, loras: Iterable[str | Path]) -> Ground:
 
 
 def with_implied(configs: Sequence[ControlConfig], ground: Ground) -> list[ControlConfig]:
-    """The controls, and the one that this transformer always has."""
+    """The controls, and those that this transformer or its family always has; one that is given takes its files from the family's."""
     name = implied(configs, ground.in_channels)
-    return named([*configs, control_section({"type": name})]) if name else list(configs)
+    made = [*configs, *([control_section({"type": name})] if name else [])]
+    kind = ground.implies.get("type")
+    if kind and all(config.type != kind for config in made):
+        made.append(control_section(ground.implies))
+    return named([_with_files(config, ground.implies) if config.type == kind else config for config in made])
+
+
+def _with_files(config: ControlConfig, files: Mapping[str, Any]) -> ControlConfig:
+    given = config.model_dump()
+    return config.model_copy(update={key: value for key, value in files.items() if not given[key] or given[key] == "auto"})
 
 
 def masks_attention(configs: Iterable[ControlConfig]) -> bool:

@@ -1,6 +1,8 @@
 """What a family tells the loader beyond its files: roles, text length, masks. Each `Config.facts()` in this folder returns one."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 
 class FamilyFacts(NamedTuple):
@@ -18,6 +20,8 @@ class FamilyFacts(NamedTuple):
     """True if padding is hidden from attention."""
     bundle: str = ""
     """Where the files are when none are given."""
+    implies: Mapping[str, Any] = MappingProxyType({})
+    """The `[[control]]` section that the model always has, with the files it takes from the model section."""
 
     @property
     def roles(self) -> tuple[str, ...]:
