@@ -58,7 +58,7 @@ FUNCTION_IMPORTS = {  # optional-dependency doors
     "io/hub.py",
 }
 FORBIDDEN_WORDS = ("utils", "common", "misc", "manager", "process", "network", "unet")
-ENVIRONMENT = {"io/sources.py", "io/home.py"}
+ENVIRONMENT = {"io/sources.py", "io/home.py", "io/launcher.py"}  # the last: what `accelerate launch` says
 FORBIDDEN_CALLS = {"torch.load", "eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "marshal.loads"}
 ALLOWED_CALLS = {("config/choice.py", "exec")}  # docs/decisions/0001
 

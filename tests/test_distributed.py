@@ -26,11 +26,15 @@ TOLERANCE = 1e-6  # the sum of gradients has another order
 pytestmark = [pytest.mark.timeout(600), pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")]
 
 
-def accelerate() -> list[str]:
-    words = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [
-        sys.executable, "-m", "accelerate.commands.launch", *words, "--main_process_port", str(free_port()), "-m", "fluxsmith",
-    ]  # fmt: skip
+def accelerate(folder: Path) -> list[str]:
+    """With a config as `accelerate config` writes it, which asks for FSDP."""
+    config = folder / "fsdp.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nmixed_precision: 'no'\nnum_machines: 1\nnum_processes: 2\n"
+        "fsdp_config:\n  fsdp_version: 2\n  fsdp_reshard_after_forward: true\n  fsdp_state_dict_type: SHARDED_STATE_DICT\n"
+        f"main_process_port: {free_port()}\n"
+    )
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "fluxsmith"]
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +62,10 @@ def alone(model: Path, folder: Path, changes: dict[str, Any]) -> Ran:
 
 
 def test_two_processes_equal_one_with_twice_the_accumulation(model: Path, tmp_path: Path) -> None:
-    """Dropout included: its draws belong to the micro-batch and not to the process."""
+    """Dropout included: its draws belong to the micro-batch and not to the process. The frozen base is sharded, as the launcher asks."""
     changes = {**tiny_run.LORA, "adapter.dropout": 0.3}
     one = alone(model, tmp_path / "one", {**changes, "train.accumulation": 4})
-    process = start(accelerate(), write_config(model, tmp_path / "two", {**changes, "train.accumulation": 2}))
+    process = start(accelerate(tmp_path), write_config(model, tmp_path / "two", {**changes, "train.accumulation": 2}))
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
     two = Ran(tmp_path / "two" / "run")
@@ -74,6 +78,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(model: Path, tmp_pa
     assert [path.name for path in (two.folder / "weights").iterdir()] == ["w.safetensors"]
     state = json.loads((two.folder / "state" / "step-000005" / "state.json").read_text())
     assert state["identity"]["facts.world_size"] == 2
+    assert 'shard = "full"' in (two.folder / "run.toml").read_text()
 
 
 def test_a_stop_reaches_both_and_the_run_goes_on(model: Path, tmp_path: Path) -> None:

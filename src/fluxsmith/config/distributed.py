@@ -1,5 +1,6 @@
 """Section `distributed`: what several cards share among them."""
 
+from pathlib import Path
 from typing import Literal
 
 from fluxsmith.config.section import Section
@@ -19,3 +20,5 @@ class DistributedConfig(Section):
     """Type in which gradients are added up over cards."""
     checkpoint: Literal["sharded", "full"] = "sharded"
     """States of one file a card, written by all at once, or of one file, put together by the first; any number of cards reads either."""
+    config: Path | None = None
+    """A config of accelerate (YAML, JSON) or DeepSpeed (JSON): what it asks for fills what the run file leaves open."""

@@ -19,7 +19,7 @@ FREE = (
     "train.dry_step", "train.device", "train.first_step", "train.first_epoch",  # a state knows its own step
     "memory.checkpointing", "memory.checkpointing_offload", "memory.checkpointing_interval", "memory.checkpointing_plan",  # the same bits,
     "memory.swap_blocks", "memory.stream_blocks", "memory.offload", "memory.plan", "memory.card",  # the first cures for a lack of memory
-    "distributed.checkpoint",  # either kind of state is read
+    "distributed.checkpoint", "distributed.config",  # either kind of state is read
     "model.path", "model.clip_l", "model.t5xxl", "model.ae",  # the files' digests count, not where they lie
 )  # fmt: skip
 FREE_OF_DATASET = ("path", "name", "mask_dir", "condition_dir")  # the pictures' digests count

@@ -11,6 +11,7 @@ from fluxsmith.errors import ConfigError, FluxsmithError, OutOfMemoryError, Stop
 from fluxsmith.events import Bus, CacheProgress, Event, PhaseStarted, RunFailed, RunStarted, StepEnded, Warned
 from fluxsmith.io.durable import Disk, RunLock, clean_temporary
 from fluxsmith.train.distributed import World, join_world
+from fluxsmith.train.launch import launched
 from fluxsmith.train.naming import take_state
 from fluxsmith.train.planning import apply, out_of_memory_cures
 from fluxsmith.train.report import write_report
@@ -32,6 +33,7 @@ def train(
     Raises the FluxsmithError of whatever went wrong; StopRequested after a stop with a resumable state.
     """
     disk = disk or Disk()
+    config, notes = launched(config)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     world = join_world(config.train.device)
@@ -49,6 +51,8 @@ def train(
         bus = bus or Bus()
         bus.sinks[:0] = [JsonlSink(config.run.dir / "events.jsonl", disk)]
         bus.sinks += [lambda event: lock.beat(), *(realise(sink).build(config) for sink in config.sinks)]
+        for note in notes:
+            bus.send(Warned(note))
         return _reported(config, world, bus, disk, allow_change)
 
 
