@@ -211,4 +211,4 @@ def distributed(config: RunConfig) -> Iterator[Finding]:
         yield Finding(("optim", "type"), "this optimizer cannot update shares of tensors", fix, why)
 
 
-RULES = (distributed, control, nothing_reads_conditions, base_is_frozen, fused_update, optimizer_offload, memory, objective)
+RULES = (distributed, control, for_drawing, nothing_reads_conditions, base_is_frozen, fused_update, optimizer_offload, memory, objective)
