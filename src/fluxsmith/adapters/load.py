@@ -52,7 +52,8 @@ def _from_layer(path: str, layer: LayerState, base: Linear, in_features: int) ->
         why = f"{layer.out_features or '?'} x {layer.in_features or '?'} against {base.out_features} x {in_features}"
         raise ModelFileError(f"the adapter is for a model of another size at {path}", why=why, fix="use it with its own base model")
     parts = [part_module(_placed(part, base)).float() for part in layer.parts]
-    return LayerAdapter(parts, base.out_features).to(base.weight.device)
+    made, device = LayerAdapter(parts, base.out_features), base.weight.device
+    return made if device.type == "meta" else made.to(device)  # a layer that visits the device has no weight now; its part brings them
 
 
 def _placed(part: Part, base: Linear) -> Part:

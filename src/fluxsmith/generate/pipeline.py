@@ -123,6 +123,10 @@ class Pipeline:
             raise ModelFileError(str(problems[0]), problems=problems) from error
         if weight == 0:
             made.detach()  # a layer with an adapter adds its bias apart, so even a zero would change the last bits
+        self.add_lora(made)
+
+    def add_lora(self, made: AdapterSet) -> None:
+        """Take an attached adapter into the pipeline's own, so that it is fused and cleared with them."""
         self.loras.append(made)
         self._fuse()
         self._see_width()

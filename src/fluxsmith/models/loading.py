@@ -33,6 +33,8 @@ class Loading(NamedTuple):
     """What is done to each block of the transformer (`dit`) and of T5 (`t5xxl`) as soon as it is read: quantising."""
     text_form: str = ""
     """What `after_text` makes of them: states of another form are not taken from a cache."""
+    ae_dtype: torch.dtype = torch.float32
+    """Of the autoencoder."""
 
 
 def text_dtypes(asked: str | Mapping[str, str], roles: Iterable[str], device: torch.device) -> dict[str, torch.dtype]:
@@ -64,7 +66,7 @@ class LazyModels:
         if wanted & {"clip_l", "t5xxl"}:
             models.tokenizers = self.tokenizers()
         if "ae" in wanted and models.ae is None:
-            models.ae = load_ae(self.files.path("ae"), device=self.device)
+            models.ae = load_ae(self.files.path("ae"), device=self.device, dtype=self.how.ae_dtype)
         if "dit" in wanted and models.dit is None:
             models.dit = self._dit(self.how.dit_device or self.device)
         return models
@@ -93,7 +95,7 @@ class LazyModels:
         place = device or self.device
         makers: dict[str, Callable[[torch.device], nn.Module]] = {
             "dit": self._dit, "clip_l": self._clip_l, "t5xxl": self._t5xxl,
-            "ae": lambda at: load_ae(self.files.path("ae"), device=at),
+            "ae": lambda at: load_ae(self.files.path("ae"), device=at, dtype=self.how.ae_dtype),
         }  # fmt: skip
         fresh = makers[role](place)
         own = dict(module.named_modules())

@@ -10,19 +10,24 @@ from typing import Any
 
 import torch
 
+from fluxsmith.adapters.fusion import LoraFusion, load_fusion
 from fluxsmith.config.choice import realise
 from fluxsmith.config.control import ControlConfig, Ground
+from fluxsmith.config.load import load_model
+from fluxsmith.config.section import PluginConfig
 from fluxsmith.controls.base import Control, Site
+from fluxsmith.dialects.diffsynth.memory import Management, computes_in, management, quant_of
 from fluxsmith.dialects.diffsynth.model_config import ModelConfig
-from fluxsmith.dialects.diffsynth.parts import Part, Parts
+from fluxsmith.dialects.diffsynth.parts import BASE, Part, Parts
 from fluxsmith.errors import ConfigError, FluxsmithError, Problem
 from fluxsmith.generate.controls import IMPLIED, control_section
 from fluxsmith.io.tokenizer_files import find_tokenizer
+from fluxsmith.memory.components import Refill
 from fluxsmith.models.assembly import Models
-from fluxsmith.models.load import load_ae, load_clip_l, load_dit, load_t5xxl
-from fluxsmith.models.text_encoders import Tokenizers, load_tokenizer
+from fluxsmith.models.files import locate
+from fluxsmith.models.loading import LazyModels
+from fluxsmith.quant.base import loading, quantise
 
-LENGTHS = (77, 512)
 FREE = ("kontext", "eligen")  # controls without weights of their own
 
 
@@ -55,23 +60,56 @@ class Loaded:
     models: Models
     ground: Ground
     templates: dict[str, list[Control]] = field(default_factory=dict)
+    management: Management = field(default_factory=lambda: Management(torch.device("cpu")))
+    refill: Refill | None = None
+    fusion: LoraFusion | None = None
 
     def nets(self, control: str) -> list[Any]:
         """The networks of the controls of a kind."""
         return [net for one in self.templates.get(control, ()) for net in one.nets]
 
+    def controls(self) -> list[Control]:
+        """All templates."""
+        return [control for of_kind in self.templates.values() for control in of_kind]
+
 
 def load(parts: Parts, how: Opening) -> Loaded:
-    """All parts on the device. Raises one error with what is missing beside a control before any weight is read."""
-    ground = ground_of(parts)
+    """All parts, on the device or where the management of memory wants them.
+
+    Raises one error with what is missing beside a control, or cannot be done on the device, before any weight is read.
+    """
+    ground, device = ground_of(parts), torch.device(how.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("there is no CUDA device", fix='pass device="cpu", or install torch for your card and its driver')
     entries = [control_section(entry) for entry in control_entries(parts, ground)]
     problems = [problem for entry in entries for problem in realise(entry).misfits(ground)]
     if problems:
         raise ConfigError(str(problems[0]), problems=tuple(problems))
-    folders = tokenizer_folders(parts, how)
-    models = load_models(parts, how)
-    models.tokenizers = load_tokenizers(folders)
-    return Loaded(models, ground, templates(entries, models, how))
+    model, quant, managed = model_section(parts, how), quant_of(parts), management(parts, device, how.vram_limit)
+    types = {role: computes_in(part.config, how.torch_dtype) for role in BASE if (part := parts.one(role))}
+    loads = loading(quant, types["dit"], device)._replace(ae_dtype=types["ae"])
+    lazy = LazyModels(locate(model), model, managed.loads_to, loads)
+    models = lazy.get([role for role in BASE if parts.one(role)])
+    if quant is not None and models.dit is not None:
+        quantise(quant, "dit", models.dit)
+    controls, merges = templates(entries, models, how.torch_dtype, managed.loads_to), parts.one("lora_fusion")
+    fusion = None if merges is None else load_fusion(merges.path, device=managed.loads_to, dtype=how.torch_dtype)
+    return Loaded(models, ground, controls, managed, lazy.refill, fusion)
+
+
+def model_section(parts: Parts, how: Opening) -> PluginConfig:
+    """The native `model` section of these files."""
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    found = {role: part for role in BASE if (part := parts.one(role))}
+    section: dict[str, Any] = {"path" if role == "dit" else role: str(part.path) for role, part in found.items()}
+    if "clip_l" not in found and "t5xxl" in found:
+        section |= {"type": "chroma", "text_dtype": names[computes_in(found["t5xxl"].config, how.torch_dtype)]}
+    else:
+        encoders = [role for role in ("clip_l", "t5xxl") if role in found]
+        section |= {"type": "flux1", "text_dtype": {role: names[computes_in(found[role].config, how.torch_dtype)] for role in encoders}}
+    for role, folder in tokenizer_folders(parts, how).items():
+        section["tokenizer" if role == "clip_l" else "tokenizer_2"] = str(folder)
+    return load_model({"model": section})
 
 
 def ground_of(parts: Parts) -> Ground:
@@ -100,31 +138,15 @@ def control_entries(parts: Parts, ground: Ground) -> Iterator[dict[str, Any]]:
         yield {"type": "lora_encoder", "path": str(lora_encoder.path)}
 
 
-def templates(entries: Sequence[ControlConfig], models: Models, how: Opening) -> dict[str, list[Control]]:
+def templates(entries: Sequence[ControlConfig], models: Models, dtype: torch.dtype, device: torch.device) -> dict[str, list[Control]]:
     """One control of each entry by its type, each network loaded once."""
     if models.dit is None:
         raise ValueError("the transformer is not loaded")
-    site = Site(models.dit, how.torch_dtype, torch.device(how.device))
+    site = Site(models.dit, dtype, device)
     made: dict[str, list[Control]] = {}
     for entry in entries:
         made.setdefault(entry.type, []).append(realise(entry).build(site))
     return made
-
-
-def load_models(parts: Parts, how: Opening) -> Models:
-    """Transformer, text encoders and autoencoder, each in the type that its ModelConfig computes in."""
-
-    def place(part: Part) -> dict[str, Any]:
-        config = part.config
-        return {"device": config.computation_device or how.device, "dtype": config.computation_dtype or how.torch_dtype}
-
-    models = Models()
-    loaders: dict[str, Any] = {"dit": load_dit, "clip_l": load_clip_l, "t5xxl": load_t5xxl, "ae": load_ae}
-    for role, loader in loaders.items():
-        part = parts.one(role)
-        if part is not None:
-            setattr(models, role, loader(part.path, **place(part)))
-    return models
 
 
 def tokenizer_folders(parts: Parts, how: Opening) -> dict[str, Path]:
@@ -153,11 +175,3 @@ def tokenizer_folder(role: str, part: Part, config: ModelConfig | None) -> Path:
         if config is None:
             raise
         return config.folder()
-
-
-def load_tokenizers(folders: Mapping[str, Path]) -> Tokenizers | None:
-    """Both tokenizers; None for a model that takes no text of its own."""
-    if "t5xxl" not in folders:
-        return None
-    clip = load_tokenizer(folders["clip_l"]) if "clip_l" in folders else None
-    return Tokenizers(clip, load_tokenizer(folders["t5xxl"]), clip_length=LENGTHS[0], t5_length=LENGTHS[1])

@@ -16,18 +16,23 @@ from fluxsmith.adapters.formats.state import AdapterState
 from fluxsmith.adapters.load import from_state
 from fluxsmith.dialects.diffsynth.held import InMemory
 from fluxsmith.errors import ConfigError, ModelFileError
+from fluxsmith.generate.pipeline import Pipeline
 from fluxsmith.io.safetensors import WeightsFile
 
 LOG = logging.getLogger("fluxsmith.dialects.diffsynth")
 
 
 class Loras:
-    """The hot LoRAs of one pipeline, in the order of loading."""
+    """The hot LoRAs of one pipeline, in the order of loading (`Pipeline.loras`)."""
 
-    def __init__(self, models: Mapping[str, nn.Module]) -> None:
-        self.models = models
-        self.hot: list[AdapterSet] = []
+    def __init__(self, native: Pipeline) -> None:
+        self.native = native
         self.count = 0
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """Role -> network."""
+        return self.native.models.loaded()
 
     def load(self, weights: WeightsFile, role: str, alpha: float, *, hot: bool) -> int:
         """Attach or fuse a LoRA's layers of one role ("" for all); returns how many. Raises ModelFileError for layers without a place."""
@@ -44,7 +49,7 @@ class Loras:
         for adapter in made.modules:
             adapter.requires_grad_(False).eval()
         if hot:
-            self.hot.append(made)
+            self.native.add_lora(made)
         else:
             _fuse(made, where)
         LOG.info("%d layers have the LoRA %s", len(state.layers), where)
@@ -52,11 +57,8 @@ class Loras:
 
     def clear(self) -> int:
         """Take all hot LoRAs off; returns how many layers are free again."""
-        count = 0
-        while self.hot:
-            gone = self.hot.pop()
-            gone.detach()
-            count += len(gone.adapters)
+        count = sum(len(one.adapters) for one in self.native.loras)
+        self.native.clear_loras()
         return count
 
     def _of_role(self, state: AdapterState, role: str, where: str) -> AdapterState:
@@ -74,6 +76,8 @@ class Loras:
 
 def _fuse(made: AdapterSet, where: str) -> None:
     try:
+        if any(base.weight.is_meta for base in made.bases.values()):
+            raise ValueError("they visit the device layer by layer, and are not there now")
         made.merge()
     except ValueError as error:
         made.detach()

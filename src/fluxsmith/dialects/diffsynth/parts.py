@@ -32,7 +32,7 @@ NAMES = {
     "t5xxl": ("the T5 text encoder", "text_encoder_2/*.safetensors"),
     "ae": ("the autoencoder", "ae.safetensors"),
 }
-WITHOUT_TEXT = ("step1x",)  # families whose control brings the text
+WITHOUT = {"step1x": ("clip_l", "t5xxl"), "chroma": ("clip_l",)}  # family -> encoders it has no use for
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _place(parts: Parts, part: Part) -> None:
 
 def _incomplete(parts: Parts) -> Iterator[Problem]:
     dit = parts.one("dit")
-    brings_text = dit is not None and dit.identity.family in WITHOUT_TEXT
+    unneeded = WITHOUT.get(dit.identity.family, ()) if dit is not None else ()
     for role, (name, example) in NAMES.items():
-        if parts.one(role) is None and not (brings_text and role in ("clip_l", "t5xxl")):
+        if parts.one(role) is None and role not in unneeded:
             yield Problem(f"{name} is missing from model_configs", fix=f'add ModelConfig(model_id=..., origin_file_pattern="{example}")')

@@ -16,6 +16,7 @@ from fluxsmith.dialects.diffsynth.held import Held, HeldSeveral
 from fluxsmith.dialects.diffsynth.loaded import Loaded, Opening, load
 from fluxsmith.dialects.diffsynth.loras import Loras, in_memory
 from fluxsmith.dialects.diffsynth.makers import controls_of, lora_files
+from fluxsmith.dialects.diffsynth.memory import legacy
 from fluxsmith.dialects.diffsynth.model_config import ModelConfig
 from fluxsmith.dialects.diffsynth.parts import sorted_parts
 from fluxsmith.dialects.diffsynth.picture import to_image
@@ -39,8 +40,9 @@ class FluxImagePipeline:
         self.device = torch.device(opening.device)
         self.loaded = loaded
         self.native = native or Pipeline(loaded.models, NO_DEFAULTS, ground=loaded.ground)
-        self.loras = Loras(loaded.models.loaded())
-        self.vram_management_enabled = any(config.is_managed for config in opening.model_configs)
+        self.management = loaded.management
+        self.loras = Loras(self.native)
+        self.merger_enabled = False
 
     @classmethod
     @taking(Opening)
@@ -60,6 +62,10 @@ class FluxImagePipeline:
             native.models.tokenizers.t5_length = call.t5_sequence_length
         request = self.request(call)
         request.check()
+        if native.residency is None:
+            width, height = call.size
+            started = self.management.start(self.loaded.models, self.loaded.controls(), self.loaded.refill, pixels=width * height)
+            native.residency = started  # type: ignore[assignment]  # it has what is asked of one
         with torch.no_grad():
             request = native.completed(request)
             latents = native.latents(request, _progress(call, request))
@@ -111,7 +117,7 @@ class FluxImagePipeline:
         `hotload`: beside the weights, so that `clear_lora` takes it off; None does that where memory is managed, and else adds it to the
         weights for good. Raises ModelFileError for a LoRA with layers that have no place.
         """
-        hot = self.vram_management_enabled if hotload is None else hotload
+        hot = self.vram_management_enabled or self.merger_enabled if hotload is None else hotload
         role = self._role(module)
         if state_dict is not None:
             self.loras.load(in_memory(state_dict), role, alpha, hot=hot)
@@ -132,6 +138,21 @@ class FluxImagePipeline:
     def clear_lora(self, verbose: int = 1) -> None:
         """Take all LoRAs off that are beside the weights; fused ones stay."""
         self.loras.clear()
+        self.native.fusion = self.loaded.fusion if self.merger_enabled else None
+
+    def enable_lora_merger(self) -> None:
+        """From now on hot LoRAs are weighed against each other by the LoRAFusion file among model_configs."""
+        if self.loaded.fusion is None:
+            fix = "add ModelConfig(...) of LoRAFusion-preview-FLUX.1-dev (model.safetensors) to model_configs"
+            raise ConfigError("enable_lora_merger needs a model that is not loaded", fix=fix)
+        self.merger_enabled = True
+        self.native.fusion = self.loaded.fusion
+        if self.native.loras:
+            self.native.fusion.attach(self.native.loras)
+
+    def enable_lora_magic(self) -> None:
+        """The older name of `enable_lora_merger`."""
+        self.enable_lora_merger()
 
     def _role(self, module: Any) -> str:
         if module is self:
@@ -141,6 +162,29 @@ class FluxImagePipeline:
             if part is inner:
                 return role
         raise ConfigError("a LoRA cannot be loaded on this", fix="pass pipe.dit, pipe.text_encoder_1, pipe.text_encoder_2, or pipe")
+
+    @property
+    def vram_management_enabled(self) -> bool:
+        """Are parts on the device only while they work?"""
+        return self.management.is_on
+
+    def enable_vram_management(
+        self, num_persistent_param_in_dit: int | None = None, vram_limit: float | None = None, vram_buffer: float = 0.5
+    ) -> None:
+        """Keep parts on the device only while they work: with so many weights of the transformer there, or within a limit in GiB.
+
+        To be called before the first picture. Without either, the limit is the device's whole memory; `vram_buffer` is taken off it.
+        """
+        if self.native.residency is not None:
+            raise ConfigError("memory is managed already", why="a picture was drawn", fix="call it before the first picture")
+        self.management = legacy(self.device, num_persistent_param_in_dit, vram_limit, vram_buffer)
+        if self.device.type != "cpu":
+            for part in [*self.loaded.models.loaded().values(), *(net for one in self.loaded.controls() for net in one.nets)]:
+                part.to("cpu")
+
+    def enable_cpu_offload(self) -> None:
+        """The older name of `enable_vram_management()`."""
+        self.enable_vram_management()
 
     def load_models_to_device(self, model_names: Sequence[str] = ()) -> None:
         """Nothing to do: a call brings each part to the device when its turn comes."""
