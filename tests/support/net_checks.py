@@ -1,7 +1,9 @@
 """Checks of fixtures with networks beside the transformer (ControlNets as DiffSynth-Studio feeds them), for tests/parity."""
 
 import re
+import shutil
 from collections.abc import Sequence
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from fluxsmith.controls.base import Scene
 from fluxsmith.controls.controlnet import Config, Control, Residual
 from fluxsmith.controls.controlnet_condition import without
 from fluxsmith.controls.controlnet_model import load_controlnet
+from fluxsmith.controls.infiniteyou import Config as PersonConfig
+from fluxsmith.controls.infiniteyou import Control as PersonControl
+from fluxsmith.controls.infiniteyou_model import load_face_projector
 from fluxsmith.controls.ip_adapter import Config as IpConfig
 from fluxsmith.controls.ip_adapter import Control as IpControl
 from fluxsmith.controls.ip_adapter_model import IpAdapter, load_ip_adapter
@@ -133,3 +138,29 @@ def check_ip_adapter_xlabs(f: Fixture) -> None:
         scale = float(name.removeprefix("scale_").partition("/")[0])
         hooks = ip_control(net, dit).conditioner_of(f.i["image_embeds"], scale).hooks(tokens_of(f))
         f.close(dit(tokens_of(f), hooks), name, "output")
+
+
+@torch.no_grad()
+def check_infiniteyou(f: Fixture) -> None:
+    """The projector from both files, a black and a given control picture, its own guidance, and both branches."""
+    dit, params, heads = base_of(f), f.meta["params"], f.meta["config"]["projector"]["heads"]
+    net = load_controlnet(f.folder / "infusenet.safetensors", axes_dim=f.meta["base_config"]["axes_dim"])
+    projector = load_face_projector(f.folder / "image_proj.safetensors", num_heads=heads)
+    with TemporaryDirectory() as folder:  # a pickle's tensors are written beside it
+        pickled = load_face_projector(shutil.copy(f.folder / "image_proj_model.bin", folder), num_heads=heads)
+    for one in (projector, pickled):
+        f.close(one(f.i["face_embedding"]), "id_tokens", "id_tokens")
+
+    def person(**options: Any) -> Residual:
+        config = PersonConfig(type="infiniteyou", embedding=tuple(f.i["face_embedding"][0].tolist()), **options)
+        made = PersonControl(net, projector, dit.params, config).prepare(scene_of(f)).positive
+        assert isinstance(made, Residual)
+        return made
+
+    f.close(predicted(f, dit, []), "no_control/output", "output")
+    f.close(person().condition, "black/condition", "id_tokens")
+    f.close(predicted(f, dit, [person()]), "black/output", "output")
+    f.close(predicted(f, dit, [person(guidance=3.5)]), "black/output_guidance", "output")
+    shown = person(image=picture(f, "control_image"), scale=params["scale"])
+    f.close(predicted(f, dit, [shown]), "picture/output", "output")
+    f.close(guided(f, dit, [shown]), "picture/output_cfg", "output")

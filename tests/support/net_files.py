@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fluxsmith.controls.controlnet_model import ControlNet, ControlNetParams, Layout, file_tensors
+from fluxsmith.controls.infiniteyou_model import FaceProjector, FaceProjectorParams
 from fluxsmith.controls.ip_adapter_model import IpAdapter, IpAdapterParams, Kind
 from fluxsmith.io.safetensors import save_weights
 from fluxsmith.models.flux import FluxParams
@@ -74,3 +75,12 @@ def theirs(key: str, kind: Kind) -> str:
     if kind == "instantx":
         return f"ip_adapter.{number}.to_{part}_ip.{leaf}"
     return f"double_blocks.{number}.processor.ip_adapter_double_stream_{part}_proj.{leaf}"
+
+
+def face_projector_file(path: Path, *, seed: int = 0, text: int = tiny_run.TEXT) -> Path:
+    """A face projector for vectors of 8 numbers, in the published nested names."""
+    net = FaceProjector(FaceProjectorParams(8, 3, 12, 16, 24, 1, text, 2))
+    randomise(net, seed, 0.5)
+    hints = {"fluxsmith.model": json.dumps({"num_attention_heads": 2})}
+    save_weights(path, {f"image_proj.{key}": value for key, value in net.state_dict().items()}, hints)
+    return path

@@ -116,7 +116,7 @@ class Control(Base):
     role = "controlnet"
     loads = ("path", "train", "layout", "double_blocks", "single_blocks")
 
-    def __init__(self, net: ControlNet, base: FluxParams, config: Config) -> None:
+    def __init__(self, net: ControlNet, base: FluxParams, config: ControlConfig) -> None:
         super().__init__(config, (net,))
         self.net = net
         self.base = base
