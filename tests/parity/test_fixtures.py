@@ -16,7 +16,7 @@ from control_checks import check_controlnet, check_controlnet_pixels
 from diffsynth_tiny import check_pipeline
 from fixture import Fixture, open_fixture
 from llm_checks import check_diffsynth_lora, check_lora_encoder, check_lora_fusion, check_step1x
-from net_checks import check_controlnet_variants, check_ip_adapter_instantx, check_ip_adapter_xlabs
+from net_checks import check_controlnet_variants, check_infiniteyou, check_ip_adapter_instantx, check_ip_adapter_xlabs
 from safetensors.torch import load_file
 from step_cache_checks import check_teacache
 from token_checks import (
@@ -61,7 +61,6 @@ ELSEWHERE = {
 }
 CONTROLS, DIFFSYNTH = "control models", "DiffSynth training and pipeline"
 LATER = {  # kinds that a later issue covers, by its subject
-    "infiniteyou-tiny": CONTROLS,
     "nexus-gen-tiny": CONTROLS,
     "diffsynth-train": DIFFSYNTH,
 }
@@ -352,6 +351,7 @@ CHECKS: dict[str, Callable[[Fixture], None]] = {
     "controlnet-tiny": check_controlnet,
     "controlnet-sdscripts-tiny": check_controlnet_pixels,
     "controlnet-variants-tiny": check_controlnet_variants,
+    "infiniteyou-tiny": check_infiniteyou,
     "ip-adapter-xlabs-tiny": check_ip_adapter_xlabs,
     "ip-adapter-instantx-tiny": check_ip_adapter_instantx,
     "diffsynth-lora-tiny": check_diffsynth_lora,
