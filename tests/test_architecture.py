@@ -47,6 +47,9 @@ DOORS: dict[str, set[str]] = {
     "bitsandbytes": {"optim/bnb.py", "quant/nf4.py", "quant/int8.py"},
     "torchao": {"quant/fp8.py", "quant/int8.py", "quant/int4.py", "memory/checkpoint.py"},
     "triton": {"models/kernels/norm.py", "models/kernels/heads.py"},
+    "controlnet_aux": {"controls/annotators.py"},
+    "insightface": {"controls/faces.py"},
+    "facexlib": {"controls/faces.py"},
     "huggingface_hub": {"io/sources.py", "io/hub.py", "train/sinks/hub.py", "data/sources/hub.py"},
 }
 FUNCTION_IMPORTS = {  # optional-dependency doors
