@@ -118,9 +118,16 @@ def test_swap(command: Callable) -> None:
     }
     old = ["--double_blocks_to_swap", "4", "--single_blocks_to_swap", "8"]
     assert command(*old, script="flux_train_control_net").tree["memory"]["swap_blocks"] == 8
+
+
+@pytest.mark.ledger("KS-22")
+@pytest.mark.ledger("KS-53")
+def test_swap_of_trained_blocks(command: Callable) -> None:
     whole = command("--blocks_to_swap", "8", script="flux_train")
-    assert "memory" not in whole.tree or "swap_blocks" not in whole.tree["memory"]
-    assert "blocks that are trained cannot wait elsewhere" in whole.noted
+    assert whole.tree["memory"] == {"swap_blocks": 8, "checkpointing": True, "optimizer_offload": "states"}
+    assert "trained blocks that wait in host memory are updated there" in whole.noted
+    fused = command("--blocks_to_swap", "8", "--blockwise_fused_optimizers", script="flux_train")
+    assert fused.tree["memory"] == {"swap_blocks": 8, "checkpointing": True, "fused_update": "block"}
 
 
 @pytest.mark.ledger("KS-22")

@@ -129,7 +129,6 @@ def test_file_type_follows_the_trained_weights(command: Callable) -> None:
         (["--min_timestep", "1001"], "give 0 to 1000"),
         (["--log_with", "tensorboard"], "add --logging_dir"),
         (["--sample_every_n_steps", "5"], "add --sample_prompts"),
-        (["--deepspeed"], "torchrun"),
     ],
 )
 def test_what_cannot_be_done(command: Callable, words: list[str], says: str) -> None:

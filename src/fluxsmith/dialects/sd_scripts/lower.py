@@ -11,13 +11,26 @@ from typing import Any
 from fluxsmith.config.load import load_config
 from fluxsmith.config.schema import RunConfig
 from fluxsmith.dialects.base import Draft, Report
-from fluxsmith.dialects.sd_scripts import lower_adapter, lower_model, lower_optim, lower_run
+from fluxsmith.dialects.sd_scripts import lower_adapter, lower_distributed, lower_model, lower_optim, lower_run
 from fluxsmith.dialects.sd_scripts.dataset import dataset
 from fluxsmith.dialects.sd_scripts.options import read_options
 from fluxsmith.dialects.sd_scripts.scripts import Script, split_command
 from fluxsmith.errors import ConfigError, Problem
 
-SECTIONS = ("model", "adapter", "base_adapters", "quant", "control", "optim", "schedule", "objective", "noise", "memory", "train")
+SECTIONS = (
+    "model",
+    "adapter",
+    "base_adapters",
+    "quant",
+    "control",
+    "optim",
+    "schedule",
+    "objective",
+    "noise",
+    "memory",
+    "distributed",
+    "train",
+)
 STEPS: tuple[Callable[[Draft], None], ...] = (
     lower_model.model,
     lower_model.tokenizers,
@@ -32,6 +45,7 @@ STEPS: tuple[Callable[[Draft], None], ...] = (
     lower_model.checkpointing,
     lower_model.swap,
     lower_model.fused,
+    lower_distributed.deepspeed,
     lower_optim.optimizer,
     lower_optim.schedule,
     lower_run.loss,

@@ -137,10 +137,6 @@ def swap(draft: Draft) -> None:
     if draft["cpu_offload_checkpointing"]:
         fix = "drop one of them; --blocks_to_swap saves more"
         draft.refuse(draft.where("cpu_offload_checkpointing"), f"{option} and --cpu_offload_checkpointing exclude each other", fix)
-    if _trains_all(draft):
-        text = "has no effect: blocks that are trained cannot wait elsewhere. Memory is saved by --gradient_checkpointing and"
-        draft.note(option, f"{text} --fused_backward_pass --optimizer_type adafactor (or --blockwise_fused_optimizers)")
-        return
     if not draft["gradient_checkpointing"]:
         draft.put("memory.checkpointing", True, option)
         draft.note(option, "--gradient_checkpointing is switched on, for swapping needs it")
@@ -148,6 +144,10 @@ def swap(draft: Draft) -> None:
     if count > most:
         draft.note(option, f"{count} is more than this small model has: {most} are swapped")
     draft.put("memory.swap_blocks", min(count, most), option)
+    if most and _trains_all(draft) and not (draft["fused_backward_pass"] or draft["blockwise_fused_optimizers"]):
+        draft.put("memory.optimizer_offload", "states", option)
+        text = "trained blocks that wait in host memory are updated there, with optimizer states; to update them on the card add"
+        draft.note(option, f"{text} --blockwise_fused_optimizers, or --fused_backward_pass --optimizer_type adafactor")
 
 
 def _trains_all(draft: Draft) -> bool:

@@ -20,6 +20,7 @@ PLACES = {  # where the functions of lower_*.py put what they read
     **dict.fromkeys(("file_format", "checkpoints", "states", "metadata"), "`checkpoint`"),
     "base_weights": "`base_adapters`",
     "control": "`control`",
+    "deepspeed": "`distributed`",
     "fp8": "`quant`",
     "optimizer": "`optim`",
     "schedule": "`schedule`",
