@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fluxsmith.adapters.fusion import load_fusion
 from fluxsmith.controls.controlnet_model import load_controlnet
+from fluxsmith.controls.infiniteyou_model import load_face_projector
 from fluxsmith.controls.ip_adapter_model import load_ip_adapter
 from fluxsmith.controls.lora_encoder_model import load_lora_encoder
 from fluxsmith.controls.redux_model import load_redux
@@ -44,6 +45,7 @@ LOADERS: dict[str, tuple[tuple[Loader, ...], str]] = {  # manifest -> loaders, a
     "flux1-kontext-dev": ((load_dit,), ""),
     "flux1-krea-dev": ((load_dit,), ""),
     "flux1-schnell": ((load_dit,), ""),
+    "infiniteyou-image-proj": ((load_face_projector,), ""),
     "infiniteyou-infusenet": ((load_controlnet,), ""),
     "ip-adapter": ((load_ip_adapter,), ""),
     "lora-encoder": ((load_lora_encoder,), ""),
@@ -56,7 +58,7 @@ LOADERS: dict[str, tuple[tuple[Loader, ...], str]] = {  # manifest -> loaders, a
     "step1x-edit": ((load_dit,), r"connector\..*"),  # its loader comes
     "t5xxl": ((load_t5xxl,), ""),
 }
-PENDING = {"infiniteyou-image-proj", "nexus-gen-v2-edit-decoder", "nexus-gen-v2-generation-decoder"}  # their loaders come
+PENDING = {"nexus-gen-v2-edit-decoder", "nexus-gen-v2-generation-decoder"}  # their loaders come
 
 
 def test_every_manifest_has_its_loader(manifests_root: Path) -> None:
