@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fluxsmith.config.load import load_model
+from fluxsmith.config.load import load_control, load_model
 from fluxsmith.errors import ConfigError, DataError
 from fluxsmith.generate.job import Job, draw_all, picture_size, save_grid
 
@@ -137,8 +137,31 @@ def test_loras_are_written_down_and_act(job: Any, make_lora: Any, tmp_path: Path
     ],
 )
 def test_sizes(width: int | None, height: int | None, size: tuple[int, int] | None, expected: tuple[int, int]) -> None:
-    start = Image.new("RGB", size) if size else None
-    assert picture_size(width, height, side=64, start=start) == expected
+    assert picture_size(width, height, side=64, shown=size) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"type": "kontext", "images": [Image.new("RGB", (20, 10)), Image.new("RGB", (9, 9))]},
+            (96, 48),
+        ),  # the shape, at the model's pixels
+        ({"type": "kontext"}, (64, 64)),
+        ({"type": "fill", "image": Image.new("RGBA", (30, 60))}, (32, 64)),
+        ({"type": "fill"}, (64, 64)),
+        ({"type": "structure", "image": Image.new("RGB", (30, 60))}, (32, 64)),
+        ({"type": "flex2", "control_image": Image.new("RGB", (60, 30))}, (64, 32)),
+        ({"type": "flex2", "image": Image.new("RGB", (30, 60)), "control_image": Image.new("RGB", (60, 30))}, (32, 64)),
+        ({"type": "controlnet", "image": Image.new("RGB", (30, 60))}, (64, 64)),
+    ],
+)
+def test_the_size_of_a_control_where_none_is_asked_for(options: dict[str, Any], expected: tuple[int, int]) -> None:
+    model = load_model({"model": {"type": "flux1", "preset": "flux-shapes"}})
+    (request,) = Job(model, ("x",), (0,), {}, controls=(load_control(options),)).requests()
+    assert (request.width, request.height) == expected
+    (request,) = Job(model, ("x",), (0,), {"width": 32, "height": 32}, controls=(load_control(options),)).requests()
+    assert (request.width, request.height) == (32, 32)
 
 
 def test_pictures_of_others_make_a_grid(tmp_path: Path) -> None:

@@ -64,6 +64,10 @@ class ControlConfig(PluginConfig):
     name: str = ""
     """What requests and messages call it; by default its type."""
 
+    def natural_size(self, side: int) -> tuple[int, int] | None:
+        """Width and height of the picture that is drawn where nobody asks for one; `side` squared is the model's usual number of pixels."""
+        return None
+
     def misfits(self, ground: Ground) -> Iterator[Problem]:
         """What of the model or of the other controls this one does not go with; told before weights are read."""
         yield from ()

@@ -15,7 +15,7 @@ from fluxsmith.config.control import ControlConfig, Ground, Picture
 from fluxsmith.controls.base import Control as Base
 from fluxsmith.controls.base import Prepared, Scene, Site, Unchanged, both
 from fluxsmith.controls.image_rows import part, with_features
-from fluxsmith.controls.pictures import alpha_of, cover, grey, opened, shapes_differ, stretch, unreadable
+from fluxsmith.controls.pictures import alpha_of, cover, grey, opened, shapes_differ, size_of, stretch, unreadable
 from fluxsmith.controls.pictures import pixels as to_pixels
 from fluxsmith.errors import Problem
 from fluxsmith.models.stream import Tokens, Window
@@ -33,6 +33,10 @@ class Config(ControlConfig):
     """White where it is drawn anew, black where it is kept; by default the transparent part of the image."""
     fit: Literal["cover", "stretch"] = "cover"
     """How image and mask of another shape are brought to the size of the picture: cropped at their centre, or stretched."""
+
+    def natural_size(self, side: int) -> tuple[int, int] | None:
+        """The picture's own."""
+        return None if self.image is None else size_of(self.image)
 
     def problems(self, ground: Ground) -> Iterator[Problem]:
         """Image and mask go together."""

@@ -16,7 +16,7 @@ from fluxsmith.config.control import ControlConfig, Ground, Picture
 from fluxsmith.controls.base import Control as Base
 from fluxsmith.controls.base import Prepared, Scene, Site, Unchanged, both
 from fluxsmith.controls.image_rows import part, with_features
-from fluxsmith.controls.pictures import cover, opened, shapes_differ, unreadable
+from fluxsmith.controls.pictures import cover, opened, shapes_differ, size_of, unreadable
 from fluxsmith.controls.pictures import pixels as to_pixels
 from fluxsmith.errors import Problem
 from fluxsmith.models.stream import Tokens, Window
@@ -38,6 +38,11 @@ class Config(ControlConfig):
     """Factor on the control picture's latents."""
     stop: Annotated[float, Field(ge=0, le=1)] = 0.5
     """When the control picture stops to act, as a part of the steps; 0 still covers the first."""
+
+    def natural_size(self, side: int) -> tuple[int, int] | None:
+        """That of the picture to repaint, else of the control picture."""
+        picture = self.control_image if self.image is None else self.image
+        return None if picture is None else size_of(picture)
 
     def problems(self, ground: Ground) -> Iterator[Problem]:
         """Image and mask go together."""

@@ -4,6 +4,7 @@ Their latents follow the denoised tokens; the first position axis tells them apa
 FLUX.1-Kontext, which has no weights of its own beside the transformer.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -35,6 +36,14 @@ class Config(ControlConfig):
     placement: Literal["overlap", "index", "offset"] = "overlap"
     """Positions of several: overlap, all in one place as Kontext was made (they blend); index, each on a step of its own of the first
     axis; offset, side by side."""
+
+    def natural_size(self, side: int) -> tuple[int, int] | None:
+        """The shape of the first reference, at the model's usual number of pixels."""
+        if not self.images:
+            return None
+        width, height = size_of(self.images[0])
+        factor = side / math.sqrt(width * height)
+        return round(width * factor), round(height * factor)
 
     def misfits(self, ground: Ground) -> Iterator[Problem]:
         """Reference tokens have the features of plain latents."""

@@ -13,7 +13,7 @@ from fluxsmith.config.control import ControlConfig, Ground, Picture
 from fluxsmith.controls.base import Control as Base
 from fluxsmith.controls.base import Prepared, Scene, Site, Unchanged, both
 from fluxsmith.controls.image_rows import part, with_features
-from fluxsmith.controls.pictures import cover, opened, unreadable
+from fluxsmith.controls.pictures import cover, opened, size_of, unreadable
 from fluxsmith.controls.pictures import pixels as to_pixels
 from fluxsmith.controls.processors import processed
 from fluxsmith.errors import Problem
@@ -31,6 +31,10 @@ class Config(ControlConfig):
     """Of the processor canny: edges grow from above the second down to the first."""
     annotators: str = "lllyasviel/Annotators"
     """Folder, or id at Hugging Face, with the weights of the processor depth."""
+
+    def natural_size(self, side: int) -> tuple[int, int] | None:
+        """The picture's own."""
+        return None if self.image is None else size_of(self.image)
 
     def problems(self, ground: Ground) -> Iterator[Problem]:
         """A control picture is needed."""

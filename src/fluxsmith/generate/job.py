@@ -19,6 +19,8 @@ from fluxsmith.generate.request import MULTIPLE, Request
 from fluxsmith.io.images import read_image, write_png
 from fluxsmith.io.metadata import png_text
 
+FUSED = 2  # LoRAs
+
 
 @dataclass(frozen=True)
 class Job:
@@ -29,6 +31,8 @@ class Job:
     seeds: tuple[int, ...]
     settings: dict[str, Any]
     loras: tuple[tuple[str, float], ...] = ()
+    fusion: str = ""
+    """A LoRAFusion file."""
     controls: tuple[ControlConfig, ...] = ()
     image: Path | None = None
     place: Mapping[str, Any] = field(default_factory=dict)
@@ -39,7 +43,8 @@ class Job:
         """One request a picture, rows by prompt and columns by seed. Raises ConfigError for settings, DataError for the picture."""
         start = read_image(self.image).image if self.image else None
         side = int(realise(self.model).sampling_defaults()["side"])
-        width, height = picture_size(self.settings.get("width"), self.settings.get("height"), side=side, start=start)
+        shown = start.size if start else self._natural_size(side)
+        width, height = picture_size(self.settings.get("width"), self.settings.get("height"), side=side, shown=shown)
         settings = {**self.settings, "width": width, "height": height, "image": start}
         if settings.get("cfg") is None:
             settings["cfg"] = float(realise(self.model).sampling_defaults().get("cfg", 1.0))
@@ -49,20 +54,24 @@ class Job:
             raise ConfigError("these pictures cannot be drawn", problems=tuple(problems))
         return requests
 
+    def _natural_size(self, side: int) -> tuple[int, int] | None:
+        sizes = (realise(control).natural_size(side) for control in self.controls)
+        return next((size for size in sizes if size is not None), None)
 
-def picture_size(width: int | None, height: int | None, *, side: int, start: Image.Image | None) -> tuple[int, int]:
-    """Width and height where they were not asked for: those of the starting picture (with at most side x side pixels), or a square."""
+
+def picture_size(width: int | None, height: int | None, *, side: int, shown: tuple[int, int] | None) -> tuple[int, int]:
+    """Width and height where they were not asked for: those of the picture that is shown (at most side x side pixels), or a square."""
     if width is not None and height is not None:
         return width, height
-    if start is None:
+    if shown is None:
         return width or height or side, height or width or side
-    ratio = start.width / start.height
+    ratio = shown[0] / shown[1]
     if width is not None:
         return width, _multiple(width / ratio)
     if height is not None:
         return _multiple(height * ratio), height
-    shrink = min(1.0, side / math.sqrt(start.width * start.height))
-    return _multiple(start.width * shrink), _multiple(start.height * shrink)
+    shrink = min(1.0, side / math.sqrt(shown[0] * shown[1]))
+    return _multiple(shown[0] * shrink), _multiple(shown[1] * shrink)
 
 
 def _multiple(length: float) -> int:
@@ -86,15 +95,20 @@ def draw_all(job: Job) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"{len(requests)} pictures and one file name", where=str(job.out), fix="give a folder with --out")
     if not is_folder and job.out.suffix.lower() != ".png":
         raise ConfigError("pictures are written as PNG", where=str(job.out), fix=f"use {job.out.with_suffix('.png')}")
+    if job.fusion and len(job.loras) < FUSED:
+        raise ConfigError("--lora-fusion has no effect", why=f"it weighs {FUSED} LoRAs or more against each other", fix="give more --lora")
     check_early(job.model, job.controls, requests, loras=job.loras)
     pipeline = Pipeline.load(job.model, controls=job.controls, **job.place)
     for path, weight in job.loras:
         pipeline.load_lora(path, weight)
+    if job.fusion:
+        pipeline.fuse_loras(job.fusion)
     cells = []
     for number, request in enumerate(requests):
         picture = pipeline.generate(request)
         path = job.out / f"{number:03d}_s{request.seed}.png" if is_folder else job.out
         made_of = {"loras": [list(lora) for lora in job.loras], "control_models": [as_record(one) for one in job.controls]}
+        made_of |= {"lora_fusion": job.fusion} if job.fusion else {}
         record = {**picture.settings, **made_of, "seconds": picture.seconds, "path": str(path)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_png(path, picture.image, png_text({**picture.settings, **made_of}, model=model_name(job.model)))
