@@ -1,20 +1,23 @@
 """LoRA fusion: mergers in the place of LoRAs and out again, absent layers, what cannot be fused. Numbers: tests/parity."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny_run
 import torch
 from lora_sets import block_layers, write_lora
-from tiny_pipeline import latents, load
+from tiny_pipeline import latents, load, model_section
 from torch import Tensor
 
 from fluxsmith.adapters.base import AdapterSet
 from fluxsmith.adapters.formats.state import AdapterState, LayerState, Part
 from fluxsmith.adapters.fusion import LoraFusion, Merger, fusion_of, load_fusion
 from fluxsmith.adapters.load import from_state, load_adapter
+from fluxsmith.config.load import load_model
 from fluxsmith.errors import ConfigError, ModelFileError
+from fluxsmith.generate.job import Job, draw_all
 from fluxsmith.io.identify import identify
 from fluxsmith.io.keymaps import MAPS
 from fluxsmith.io.safetensors import save_weights
@@ -141,3 +144,17 @@ def test_the_published_file_builds(manifests_root: Path) -> None:
 
 def test_its_file_is_known(files: dict[str, Path]) -> None:
     assert identify(files["fusion"]).role == "lora_fusion"
+
+
+@pytest.mark.ledger("DS-19")
+def test_the_command_fuses_and_says_so(files: dict[str, Path], tmp_path: Path) -> None:
+    loras = tuple((str(files[name]), 1.0) for name in ("a", "b"))
+    settings = {"width": 32, "height": 32, "steps": 1}
+    job = Job(load_model({"model": model_section(files["model"])}), ("x",), (0,), settings, loras=loras, place={"device": "cpu"})
+    (plain,) = draw_all(replace(job, out=tmp_path / "plain.png"))
+    (fused,) = draw_all(replace(job, fusion=str(files["fusion"]), out=tmp_path / "fused.png"))
+    assert fused["lora_fusion"] == str(files["fusion"])
+    assert "lora_fusion" not in plain
+    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "fused.png").read_bytes()
+    with pytest.raises(ConfigError, match="give more --lora"):
+        list(draw_all(replace(job, loras=loras[:1], fusion=str(files["fusion"]), out=tmp_path / "one.png")))

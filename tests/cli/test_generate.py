@@ -5,9 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from header_files import header_only
 from PIL import Image
 
+from fluxsmith.cli.generate import _model_section, _parts
 from fluxsmith.cli.main import run
+from fluxsmith.errors import ConfigError
 
 Generate = Callable[..., int]
 
@@ -146,3 +149,30 @@ def test_a_lora_with_a_colon_in_its_name(generate: Generate, tmp_path: Path, cap
     """FILE:WEIGHT is split at the last colon, and only before a number."""
     assert generate("-p", "a", "--lora", "C:\\loras\\cat.safetensors") == 4
     assert "C:\\loras\\cat.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("manifest", "expected"),
+    [
+        ("flux1-dev", ("flux1", "dev")),
+        ("flux1-schnell", ("flux1", "schnell")),
+        ("flux1-fill-dev", ("flux1", "fill")),
+        ("flux1-canny-dev", ("flux1", "canny")),
+        ("flex2-preview", ("flux1", "flex2")),
+        ("step1x-edit", ("step1x", "edit")),
+        ("nexus-gen-v2-edit-decoder", ("nexus_gen", "edit")),
+        ("nexus-gen-v2-generation-decoder", ("nexus_gen", "generation")),
+        ("chroma", ("chroma", "hd")),
+    ],
+)
+def test_a_model_file_is_told_by_its_header(manifest: str, expected: tuple[str, str], manifests_root: Path, tmp_path: Path) -> None:
+    tensors = json.loads((manifests_root / f"{manifest}.json").read_text())["tensors"]
+    path = header_only(tmp_path / "model.safetensors", tensors)
+    section = _model_section(None, str(path), {"preset": "", "clip_l": "", **_parts(["ae=ae.safetensors"])})
+    assert (section.type, section.model_dump()["preset"]) == expected
+
+
+@pytest.mark.parametrize("text", ["qwen", "=x", "qwen="])
+def test_a_part_has_a_name_and_a_path(text: str) -> None:
+    with pytest.raises(ConfigError, match="--part"):
+        _parts([text])

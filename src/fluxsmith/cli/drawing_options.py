@@ -11,7 +11,14 @@ Preset = Annotated[str, typer.Option("--preset", help="krea, kontext, ... (with 
 ClipL = Annotated[str, typer.Option("--clip-l", help="CLIP-L file.")]
 T5Xxl = Annotated[str, typer.Option("--t5xxl", help="T5-XXL file.")]
 Ae = Annotated[str, typer.Option("--ae", help="Autoencoder file.")]
+Part = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--part", metavar="NAME=PATH", help="A further part of the model, such as qwen=FOLDER or tokenizer=FOLDER; may be repeated."
+    ),
+]
 Lora = Annotated[list[str] | None, typer.Option("--lora", metavar="FILE[:WEIGHT]", help="A LoRA; may be repeated.")]
+LoraFusion = Annotated[str, typer.Option("--lora-fusion", metavar="FILE", help="Weigh the LoRAs against each other by a LoRAFusion model.")]
 Negative = Annotated[str, typer.Option("--negative", "-n", help="What to avoid (with --cfg).")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Sampling steps; the model's default.")]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Embedded guidance; the model's default.")]

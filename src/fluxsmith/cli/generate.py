@@ -16,7 +16,16 @@ from fluxsmith.errors import ConfigError
 from fluxsmith.io.identify import identify
 
 Weighted = tuple[str, float]
-PRESETS = {("flux1", name): name for name in ("schnell", "fill")} | {("flux1", "canny-depth"): "canny", ("flex", "preview"): "flex2"}
+MEMBERS: dict[tuple[str, str], tuple[str, str]] = {  # family and variant by structure -> type and preset of the model section
+    ("chroma", "chroma"): ("chroma", ""),
+    ("flux1", "schnell"): ("flux1", "schnell"),
+    ("flux1", "fill"): ("flux1", "fill"),
+    ("flux1", "canny-depth"): ("flux1", "canny"),
+    ("flex", "preview"): ("flux1", "flex2"),
+    ("step1x", "edit"): ("step1x", "edit"),
+    ("nexus_gen", "edit"): ("nexus_gen", "edit"),
+    ("nexus_gen", "generation"): ("nexus_gen", "generation"),
+}
 
 
 def command(  # noqa: PLR0913  a verb has as many arguments as options
@@ -28,7 +37,9 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
     clip_l: options.ClipL = "",
     t5xxl: options.T5Xxl = "",
     ae: options.Ae = "",
+    part: options.Part = None,
     lora: options.Lora = None,
+    lora_fusion: options.LoraFusion = "",
     negative: options.Negative = "",
     steps: options.Steps = None,
     guidance: options.Guidance = None,
@@ -55,7 +66,7 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
     as_json: AsJson = False,
 ) -> None:
     """Draw. Example: fluxsmith generate --model flux-shapes --prompt "a large red circle at center on a grey background"."""
-    section = _model_section(run, model, {"preset": preset, "clip_l": clip_l, "t5xxl": t5xxl, "ae": ae})
+    section = _model_section(run, model, {"preset": preset, "clip_l": clip_l, "t5xxl": t5xxl, "ae": ae, **_parts(part or [])})
     from fluxsmith.generate.job import Job, draw_all
 
     settings = {
@@ -68,7 +79,8 @@ def command(  # noqa: PLR0913  a verb has as many arguments as options
     place = {"device": device, "vram_limit": _limit(vram_limit), "attention": attention, "compile": compile, "offload_dir": offload_dir}
     place |= {"quant": load_quant(entry(quant))} if quant else {}
     entries = controls(run, control or ())
-    job = Job(section, tuple(prompt), tuple(seed or (0,)), settings, loras=loras, controls=entries, image=image, place=place, out=out)
+    made_of = {"loras": loras, "fusion": lora_fusion, "controls": entries, "image": image}
+    job = Job(section, tuple(prompt), tuple(seed or (0,)), settings, **made_of, place=place, out=out)
     for record in draw_all(job):
         typer.echo(json.dumps(record) if as_json else _line(record))
 
@@ -100,11 +112,18 @@ def _member(model: str, given: dict[str, str]) -> dict[str, str]:
     if not path.exists():
         return {"type": "flux1"}
     found = identify(path)
-    if found.family == "chroma":
-        if "clip_l" in given:
-            raise ConfigError("--clip-l has no effect", where=model, why="this is Chroma, which has no CLIP", fix="leave it out")
-        return {"type": "chroma"}
-    return {"type": "flux1", "preset": PRESETS.get((found.family, found.variant), "dev")}
+    family, preset = MEMBERS.get((found.family, found.variant), ("flux1", "dev"))
+    if family == "chroma" and "clip_l" in given:
+        raise ConfigError("--clip-l has no effect", where=model, why="this is Chroma, which has no CLIP", fix="leave it out")
+    return {"type": family, **({"preset": preset} if preset else {})}
+
+
+def _parts(options: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in options]
+    wrong = next((text for text, (name, sign, path) in zip(options, pairs, strict=True) if not (name and sign and path)), None)
+    if wrong is not None:
+        raise ConfigError(f"--part {wrong}", why="it is the name of a part and its path", fix="write --part qwen=FOLDER")
+    return {name: path for name, _, path in pairs}
 
 
 def _shift(text: str) -> str | float | None:

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 PATH_KEYS = {
-    "model": ("path", "clip_l", "t5xxl", "ae", "tokenizer", "tokenizer_2"),
+    "model": (
+        *("path", "clip_l", "t5xxl", "ae", "tokenizer", "tokenizer_2"),
+        *("qwen", "qwen_tokenizer", "language_model", "language_tokenizer"),
+    ),
     "adapter": ("init_from",),
     "data": ("path",),
 }
