@@ -39,6 +39,7 @@ DOORS: dict[str, set[str]] = {
     "peft": set(),
     "lycoris": set(),
     "pickle": {"io/pickle_reader.py"},  # a process of its own, where no name but a tensor's is known
+    "gguf": {"io/gguf_values.py"},
     "torchvision": set(),
     "tensorboard": {"train/sinks/tensorboard.py"},
     "wandb": {"train/sinks/wandb.py"},
@@ -59,6 +60,7 @@ FUNCTION_IMPORTS = {  # optional-dependency doors
     "train/sinks/hub.py",
     "io/sources.py",
     "io/hub.py",
+    "io/gguf_values.py",
 }
 FORBIDDEN_WORDS = ("utils", "common", "misc", "manager", "process", "network", "unet")
 ENVIRONMENT = {"io/sources.py", "io/home.py", "io/launcher.py"}  # the last: what `accelerate launch` says

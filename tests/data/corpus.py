@@ -358,7 +358,7 @@ WEIGHTS = [
     weights_file("lfs pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
     weights_file("pickle", b"\x80\x02}q\x00.", "pickle", file="w.pt"),
     weights_file("zip pickle under the right name", b"PK\3\4" + b"\0" * 60, "pickle"),
-    weights_file("gguf", b"GGUF\3\0\0\0" + b"\0" * 60, "GGUF"),
+    weights_file("gguf, cut off", b"GGUF\3\0\0\0\x09" + b"\0" * 59, "GGUF"),
     weights_file("header length of an exabyte", b"\xff" * 8 + b"{}"),
     weights_file("header longer than the file", weights({}, length=5000), "truncated"),
     weights_file("header is not json", weights(b"{'a': 1}"), "header"),

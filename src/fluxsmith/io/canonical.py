@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fluxsmith.io.gguf_header import QUANTISED
 from fluxsmith.io.identify import Identity
 from fluxsmith.io.identify_dit import is_bfl_key
 from fluxsmith.io.keymaps import Recipe, bfl_keys, comfy, diffusers
@@ -105,7 +106,12 @@ RULES: dict[str, Callable[[list[str], str], dict[str, Recipe]]] = {
 
 def _parts(weights: WeightsFile, recipe: Recipe) -> tuple[Callable[[], Mapping[str, Tensor]] | None, str]:
     name = recipe.keys[0]
-    if not isinstance(weights, ScaledFile) or name not in weights.scaled or recipe != Recipe((name,)):
+    if (
+        not isinstance(weights, ScaledFile)
+        or name not in weights.scaled
+        or weights.scaled[name].form in QUANTISED
+        or recipe != Recipe((name,))
+    ):
         return None, ""
     stored = weights.scaled[name]
     kind = weights.stored[stored.parts[""]].dtype

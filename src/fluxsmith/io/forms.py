@@ -1,13 +1,15 @@
 """Weights stored in fewer bits: which tensors of a file stand for which weight, from names, types and shapes alone; no torch here.
 
 `plain, stored = logical(infos)`: `plain` lists the weights as what they stand for (F32), `stored` says of which tensors each is made.
-Forms: `scaled` (8-bit values times scales: ComfyUI's, sd-scripts' and ours), and our `int4`, `int2`, `nf4` (docs/reference/model-files.md).
+Forms: `scaled` (8-bit values times scales: ComfyUI's, sd-scripts' and ours), our `int4`, `int2`, `nf4` (docs/reference/model-files.md),
+and GGUF's by their names.
 """
 
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from fluxsmith.io.gguf_header import QUANTISED
 from fluxsmith.io.header import TensorInfo
 
 SCALE = re.compile(r"(?P<layer>.+)\.(?:scale_weight|weight_scale)$")
@@ -30,7 +32,7 @@ class Stored(NamedTuple):
 
 def logical(infos: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], dict[str, Stored]]:
     """The table of what is stood for, and how. Files with a scale of an unknown form (NVFP4, ...) are left as they are."""
-    found = _scaled(infos) | _packed(infos)
+    found = _scaled(infos) | _packed(infos) | _gguf(infos)
     if not found:
         return dict(infos), {}
     used = {name for stored in found.values() for name in stored.parts.values()}
@@ -79,6 +81,10 @@ def _packed(infos: Mapping[str, TensorInfo]) -> dict[str, Stored]:
                 if _sizes_fit(form, shape, {part: infos[given].shape for part, given in parts.items()}):
                     found[f"{match['layer']}.weight"] = Stored(form, {"": name, **parts}, shape)
     return found
+
+
+def _gguf(infos: Mapping[str, TensorInfo]) -> dict[str, Stored]:
+    return {name: Stored(info.dtype, {"": name}, info.shape) for name, info in infos.items() if info.dtype in QUANTISED}
 
 
 def _sizes_fit(form: str, shape: tuple[int, int], parts: Mapping[str, tuple[int, ...]]) -> bool:

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, checked before anything is mapped or allocated; no torch here.
+"""The header of a weights file (safetensors; GGUF by io/gguf_header.py), checked before anything is mapped or allocated; no torch here.
 
 A header that passes names every byte of the file exactly once: `read_header("flux1-dev.safetensors").tensors["img_in.weight"].shape`.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fluxsmith.errors import ModelFileError
+from fluxsmith.io.gguf_header import is_gguf, read_gguf
 
 DTYPE_BITS: dict[str, int] = {  # in the order in which the safetensors library lays tensors out, smallest alignment first
     "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8,
@@ -62,6 +63,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     path = Path(path)
     refuse_pickle(path)
     try:
+        if is_gguf(path):
+            found = read_gguf(path)
+            return Header(path, {name: TensorInfo(*entry) for name, entry in found.tensors.items()}, found.metadata, found.data_offset)
         size = path.stat().st_size
         with path.open("rb") as file:
             length_bytes = file.read(8)
@@ -80,7 +84,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Pickles can run code and are never opened; GGUF is another format. Both get a hint."""
+    """Pickles can run code and are never opened here (io/pickles.py converts those that are named)."""
     ending = path.suffix.lower()
     if ending in PICKLE_ENDINGS:
         raise ModelFileError(
@@ -88,8 +92,6 @@ def refuse_pickle(path: Path) -> None:
             where=str(path),
             fix=GET_SAFETENSORS,
         )
-    if ending == ".gguf":
-        raise ModelFileError("GGUF files are not read", where=str(path), fix=GET_SAFETENSORS)
 
 
 def _check_start(path: Path, length_bytes: bytes, size: int) -> None:
@@ -107,8 +109,6 @@ def _check_start(path: Path, length_bytes: bytes, size: int) -> None:
 
 def _other_format(start: bytes) -> tuple[str, str]:
     """What a file is whose first bytes are no header length; only then, since 0x80 may begin a length too."""
-    if start.startswith(b"GGUF"):
-        return "this is a GGUF file", GET_SAFETENSORS
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return "this is a Python pickle, which is not read", GET_SAFETENSORS
     if start.startswith(b"version "):

@@ -1,4 +1,4 @@
-"""Files with weights in few bits (ComfyUI's and sd-scripts' "scaled fp8", our own quantised files), read as what they stand for.
+"""Files with weights in few bits (ComfyUI's and sd-scripts' "scaled fp8", our own quantised files, GGUF), read as what they stand for.
 
 `with open_scaled("flux1-dev-fp8-scaled.safetensors") as weights: weights.tensor("img_in.weight")` is stored value times scale, fp32.
 The tensors beside the weights are not listed, so the file is identified like any other; other files are read as by `open_weights`.
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from fluxsmith.io.forms import logical
+from fluxsmith.io.gguf_header import QUANTISED
+from fluxsmith.io.gguf_values import dequantised
 from fluxsmith.io.packed import stood_for
 from fluxsmith.io.safetensors import TORCH_DTYPES, WeightsFile, shard_paths
 
@@ -27,7 +29,12 @@ class ScaledFile(WeightsFile):
         """As WeightsFile.tensor."""
         if name not in self.scaled:
             return super().tensor(name, dtype=dtype, device=device)
-        return stood_for(self.scaled[name].form, self.parts(name, device=device)).to(dtype or torch.float32)
+        form, parts, shape = self.scaled[name]
+        if form in QUANTISED:
+            values = dequantised(self._stored(parts[""]), form, shape)
+        else:
+            values = stood_for(form, self.parts(name, device=device))
+        return values.to(device=device, dtype=dtype or torch.float32)
 
     def parts(self, name: str, *, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """The stored tensors of a weight in few bits: part -> tensor, the values under ""."""
@@ -35,6 +42,8 @@ class ScaledFile(WeightsFile):
 
     def _stored(self, name: str) -> Tensor:
         info = self.stored[name]
+        if info.dtype in QUANTISED:
+            return torch.frombuffer(self._read(name, info), dtype=torch.uint8)
         return torch.frombuffer(self._read(name, info), dtype=TORCH_DTYPES[info.dtype]).reshape(info.shape)
 
 
