@@ -11,7 +11,10 @@ PATH_KEYS = {
     "adapter": ("init_from",),
     "data": ("path",),
 }
-CONTROL_WORDS = ("path", "image", "mask", "file", "encoder", "decoder", "projector", "qwen", "lora")  # in names of options that are files
+CONTROL_WORDS = (  # in names of options that are files
+    *("path", "image", "mask", "file", "encoder", "decoder", "projector", "qwen", "lora"),
+    *("face", "embedding", "annotators"),
+)
 
 
 def find_nearby(tree: dict[str, Any], folder: Path) -> None:
