@@ -12,6 +12,7 @@ from streams import At, Residual, extra_keys, tokens
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from fluxsmith.models.compiling import VARIANTS, compile_blocks
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.stream import BlockHook
 
@@ -66,3 +67,19 @@ def test_gradients_equal_eager_ones(compiled: tuple[FluxDiT, CompileCounterWithB
         model(tokens(0), [Residual(torch.tensor(0.3))]).square().mean().backward()
     for (name, one), other in zip(dit.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.ledger("FS-08")
+def test_a_second_length_makes_graphs_for_all_others() -> None:
+    """Far fewer variants than torch's limit, beyond which it would go on uncompiled and say nothing."""
+    torch._dynamo.reset()
+    counter, dit, plain = CompileCounterWithBackend("eager"), tiny_run.random_dit(), tiny_run.random_dit()
+    compile_blocks(dit, backend=counter)
+    seen = []
+    with torch.no_grad():
+        for cells in (4, 6, 8):
+            torch.testing.assert_close(dit(tokens(0, cells=cells)), plain(tokens(0, cells=cells)), atol=1e-5, rtol=0)
+            seen.append(counter.frame_count)
+    torch._dynamo.reset()
+    assert seen == [2, 4, 4]
+    assert torch._dynamo.config.recompile_limit >= VARIANTS

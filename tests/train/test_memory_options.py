@@ -122,3 +122,11 @@ def test_a_run_is_continued_with_other_memory_options_to_the_same_bits(go: Go) -
     assert cut.error is None
     assert whole.losses == cut.losses
     assert same(whole.weights, cut.weights)
+
+
+def test_compile_lengths_without_compile_is_refused() -> None:
+    plain = {"model": {"type": "flux1"}, "train": {"steps": 1}, "data": [{"type": "folder", "path": "x"}], "run": {"dir": "y"}}
+    with pytest.raises(ConfigError, match="compile_lengths has no effect"):
+        load_config({**plain, "adapter": {"type": "lora"}, "memory": {"compile_lengths": "dynamic"}})
+    made = load_config({**plain, "adapter": {"type": "lora"}, "memory": {"compile": True, "compile_lengths": "dynamic"}}).config
+    assert made.memory.compile_lengths == "dynamic"

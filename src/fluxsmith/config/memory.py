@@ -61,6 +61,9 @@ class MemoryConfig(Section):
     """states: whole models are updated in host memory, where optimizer states live; masters: with fp32 weights beside them."""
     compile: bool = False
     """Compile each block with torch.compile."""
+    compile_lengths: Literal["auto", "static", "dynamic"] = "auto"
+    """Graphs for each token length (static), one set for all (dynamic), or one for the first and one for all others (auto); needs
+    `compile`."""
     attention: Literal["auto", "sdpa", "flash", "cudnn", "efficient", "math", "flash3", "sage"] = "auto"
     """Attention kernel: torch's choice (auto, sdpa), one of torch's, or one of a package (flash3; sage, which cannot train)."""
     kernels: Literal["auto", "torch", "triton"] = "torch"

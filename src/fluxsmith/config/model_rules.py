@@ -143,6 +143,8 @@ def memory(config: RunConfig) -> Iterator[Finding]:
         yield Finding(("memory", "swap_blocks"), "memory.swap_blocks and memory.checkpointing_offload exclude each other", fix)
     if part.compile and streams:
         yield Finding(("memory", "compile"), "compiled blocks cannot be swapped", "drop one")
+    if part.compile_lengths != "auto" and not part.compile:
+        yield Finding(("memory", "compile_lengths"), "memory.compile_lengths has no effect", "write memory.compile = true, or remove it")
     if part.reference_rounding and part.kernels == "triton":
         yield Finding(("memory", "kernels"), "memory.reference_rounding and fused kernels exclude each other", "drop one")
     yield from _kept_blocks(config)

@@ -29,6 +29,7 @@ from fluxsmith.memory.modulation import LookAhead
 from fluxsmith.memory.trained_swap import TrainedSwap
 from fluxsmith.models.assembly import Control, Models, TextStates
 from fluxsmith.models.backends import backend
+from fluxsmith.models.compiling import compile_blocks
 from fluxsmith.models.family.base import FamilyFacts
 from fluxsmith.models.files import ModelFiles, locate
 from fluxsmith.models.fill import ByBlock
@@ -252,8 +253,7 @@ def _memory(config: RunConfig, models: Models, trained: Trained, place: tuple[to
             if isinstance(net, FluxDiT):
                 checkpoint_blocks(net, offload=memory.checkpointing_offload)
     if memory.compile:
-        for block in dit.blocks:
-            block.compile(dynamic=False)
+        compile_blocks(dit, memory.compile_lengths)
     return swap if isinstance(swap, TrainedSwap) else None
 
 
