@@ -7,7 +7,7 @@ from typing import Any
 import tiny_run
 import torch
 from lora_sets import block_layers, write_lora
-from net_files import controlnet_file, ip_adapter_file, vision_file
+from net_files import controlnet_file, face_projector_file, ip_adapter_file, vision_file
 from PIL import Image
 from torch import nn
 
@@ -22,7 +22,7 @@ Draw = Callable[..., Image.Image]
 Entries = dict[str, dict[str, Any]]
 VISION = 24  # of net_files.vision_file
 
-PLAIN = ("kontext", "controlnet", "ip_adapter", "redux", "value", "lora_encoder", "eligen")
+PLAIN = ("kontext", "controlnet", "ip_adapter", "redux", "value", "lora_encoder", "eligen", "infiniteyou")
 
 
 def entries_for(folder: Path, picture: Draw, mask: Draw) -> Entries:
@@ -31,6 +31,8 @@ def entries_for(folder: Path, picture: Draw, mask: Draw) -> Entries:
     siglip = str(vision_file(folder / "siglip.safetensors", "siglip"))
     adapter = str(ip_adapter_file(folder / "ip.safetensors", "instantx"))
     redux = random_file(ReduxEmbedder(VISION, 24, tiny_run.TEXT), folder / "redux.safetensors")
+    infuse = str(controlnet_file(folder / "infuse.safetensors", seed=7))
+    projector = str(face_projector_file(folder / "projector.safetensors"))
     lora = write_lora(folder / "lora.safetensors", dit)
     regions = [{"prompt": "a blue star", "mask": mask((0, 0, 32, 64))}, {"prompt": "a green ring", "mask": mask((32, 0, 64, 64))}]
     made: Entries = {
@@ -41,6 +43,7 @@ def entries_for(folder: Path, picture: Draw, mask: Draw) -> Entries:
         "value": {"path": random_file(ValueEncoder(8, tiny_run.TEXT, 3), folder / "value.safetensors", 1.0), "value": 0.7},
         "lora_encoder": {"path": write_lora_encoder(folder / "lora_encoder.safetensors", dit), "loras": [str(lora)], "heads": 2},
         "eligen": {"entities": regions},
+        "infiniteyou": {"path": infuse, "projector": projector, "embedding": tuple(0.1 * number for number in range(8)), "heads": 2},
         "fill": {"image": picture(5), "mask": mask((16, 16, 48, 48))},
         "flex2": {"image": picture(5), "mask": mask((16, 16, 48, 48)), "control_image": picture(6)},
         "structure": {"image": picture(6)},
