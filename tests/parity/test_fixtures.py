@@ -15,7 +15,7 @@ import torch
 from control_checks import check_controlnet, check_controlnet_pixels
 from diffsynth_tiny import check_pipeline
 from fixture import Fixture, open_fixture
-from llm_checks import check_diffsynth_lora, check_lora_encoder, check_lora_fusion, check_step1x
+from llm_checks import check_diffsynth_lora, check_lora_encoder, check_lora_fusion, check_nexus_gen, check_step1x
 from net_checks import check_controlnet_variants, check_infiniteyou, check_ip_adapter_instantx, check_ip_adapter_xlabs
 from safetensors.torch import load_file
 from step_cache_checks import check_teacache
@@ -61,7 +61,6 @@ ELSEWHERE = {
 }
 CONTROLS, DIFFSYNTH = "control models", "DiffSynth training and pipeline"
 LATER = {  # kinds that a later issue covers, by its subject
-    "nexus-gen-tiny": CONTROLS,
     "diffsynth-train": DIFFSYNTH,
 }
 
@@ -358,6 +357,7 @@ CHECKS: dict[str, Callable[[Fixture], None]] = {
     "diffsynth-pipeline": check_pipeline,
     "lora-encoder-tiny": check_lora_encoder,
     "lora-fusion-tiny": check_lora_fusion,
+    "nexus-gen-tiny": check_nexus_gen,
     "step1x-tiny": check_step1x,
     "kontext-tiny": check_kontext,
     "fill-tiny": check_fill,

@@ -13,6 +13,9 @@ from fluxsmith.adapters.load import load_adapter
 from fluxsmith.controls.base import Prepared, Unchanged
 from fluxsmith.controls.lora_encoder import Config, Control, Rows
 from fluxsmith.controls.lora_encoder_model import encoded, load_lora_encoder, path_of
+from fluxsmith.controls.nexus_gen import Thought
+from fluxsmith.controls.nexus_gen_model import editing_ids, load_merger, places
+from fluxsmith.controls.nexus_gen_model import load_adapter as load_adapter_net
 from fluxsmith.controls.step1x import Step1X
 from fluxsmith.controls.step1x_model import load_connector
 from fluxsmith.models.assembly import Level, TextStates, velocity
@@ -103,3 +106,26 @@ def check_step1x(f: Fixture) -> None:
     p, n = run(0), run(1)
     f.close(p, "output", "output")
     f.close(n + f.meta["params"]["cfg_scale"] * (p - n), "output_cfg", "output")
+
+
+@torch.no_grad()
+def check_nexus_gen(f: Fixture) -> None:
+    """Both decoders' rows and ids on given states, the transformer with them, and the other branch's plain text."""
+    config, i = f.meta["config"], f.i
+    dit = load_dit(f.folder / "generation_decoder.safetensors", axes_dim=config["transformer"]["axes_dim"])
+    merger = load_merger(f.folder / "edit_decoder.safetensors", heads=config["projector"]["heads"])
+    target, reference = (tuple(i[f"{name}_grid"][0, 1:].tolist()) for name in ("target", "reference"))
+    assert list(merger.params.sections) == config["projector"]["mrope"]
+    ids = editing_ids((target, reference), (i["latents"].shape[-2], i["latents"].shape[-1]))
+    made = {
+        "generation": Thought(load_adapter_net(f.folder / "generation_decoder.safetensors")(i["target_embeds"])),
+        "editing": Thought(merger(i["target_embeds"], i["reference_embeds"], (target, reference)), ids),
+    }
+    f.close(places((target, reference))[:, None], "editing/position_ids", "text_ids")
+    for name, thought in made.items():
+        f.close(thought.rows, f"{name}/tokens", "tokens")
+        f.close(torch.zeros_like(f.e[f"{name}/text_ids"]) if thought.ids is None else thought.ids, f"{name}/text_ids", "text_ids")
+        f.close(branch(f, dit, 0, [thought]), f"{name}/output", "output")
+        prepared = Prepared(thought, Unchanged())
+        scale = f.meta["params"]["cfg_scale"]
+        f.close(guided(lambda row, one: branch(f, dit, row, [one]), prepared, scale), f"{name}/output_cfg", "output")

@@ -39,7 +39,8 @@ def states_of(prompt: str, image: Image.Image, model: QwenVL, text: QwenText) ->
 
 
 def question(prompt: str, text: QwenText) -> list[int]:
-    """The conversation's ids, with one for the picture."""
+    """The conversation's ids, with one for the picture. Raises ConfigError for marks of the conversation in the prompt."""
+    text.check(prompt)
     whole = turn("system", SYSTEM) + turn("user", f"{INSTRUCTION}Picture 1: {PICTURE}") + "<|im_start|>assistant\n"
     place = whole.index(PICTURE) + len(PICTURE)
     made = text.ids(whole[:place])

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fluxsmith.errors import ModelFileError
+from fluxsmith.errors import ConfigError, ModelFileError
 from fluxsmith.models.text_encoders import PreTrainedTokenizerBase
 
 PATCH, TEMPORAL, MERGE = 14, 2, 2  # pixels of a patch, frames in it, patches of a token in each direction
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, of pixels in [0, 1]
 SPECIAL = {"image": "<|image_pad|>", "start": "<|vision_start|>", "end": "<|vision_end|>"}
+TURNS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 SYSTEM = "You are a helpful assistant."
 PICTURE = f"{SPECIAL['start']}{SPECIAL['image']}{SPECIAL['end']}"
 
@@ -88,6 +89,13 @@ class QwenText:
         if missing:
             raise ModelFileError(f"this tokenizer has no {missing[0]}", where=where, fix="use the one of Qwen2.5-VL")
         self.image, self.end = known[SPECIAL["image"]], known[SPECIAL["end"]]
+
+    def check(self, prompt: str) -> None:
+        """Raises ConfigError for a prompt with marks that stand for pictures or turns."""
+        marks = [mark for mark in (*SPECIAL.values(), *TURNS) if mark in prompt]
+        if marks:
+            why = "the language model would read it as a picture or as the end of a turn"
+            raise ConfigError(f"the prompt has {marks[0]} in it", why=why, fix="leave it out")
 
     def ids(self, text: str) -> list[int]:
         """Text as it is, nothing added."""
