@@ -11,7 +11,6 @@ from control_files import PLAIN, entries_for, lora_for
 from PIL import Image
 from tiny_pipeline import latents, load
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from fluxsmith.config.control import Ground
 from fluxsmith.config.load import load_control
@@ -93,24 +92,6 @@ def test_all_of_them_with_guidance_in_windows_and_within_a_limit(
     assert tiled.shape[-2:] == (4, 8)
     limited = Pipeline.load(load_section(plain_model), controls=[files[name] for name in PLAIN], device="cpu", vram_limit=0.0)
     assert torch.equal(latents(limited, **SMALL, **guided), whole)
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo looks at it
-def test_fresh_conditions_do_not_compile_again(plain_model: Path, files: dict[str, dict[str, Any]], picture: Draw) -> None:
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("eager")  # graphs are what is counted
-    pipeline = load(plain_model, *(files[name] for name in ("kontext", "controlnet", "ip_adapter", "value")))
-    plain = latents(pipeline, **SMALL)
-    assert pipeline.models.dit is not None
-    for block in pipeline.models.dit.blocks:
-        block.compile(backend=counter, fullgraph=True)
-    assert torch.allclose(latents(pipeline, **SMALL), plain, atol=1e-4)
-    graphs = counter.frame_count
-    fresh = {"kontext": {"images": [picture(11, 32, 32)]}, "controlnet": {"image": picture(12), "scale": 0.3}}
-    fresh |= {"ip_adapter": {"images": [picture(13)], "scale": 0.5}, "value": {"value": 0.1}}
-    assert (latents(pipeline, **SMALL, controls=fresh) - plain).abs().max() > EFFECT
-    assert counter.frame_count == graphs <= 2 * len(pipeline.models.dit.blocks)
-    torch._dynamo.reset()
 
 
 def load_section(folder: Path) -> dict[str, Any]:
