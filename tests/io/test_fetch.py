@@ -156,6 +156,15 @@ def test_complete_local_files_need_no_hub(tmp_path: Path, monkeypatch: pytest.Mo
     assert fetch(ID, "tokenizer/", root=tmp_path / "mine", skip=skip) == [tmp_path / "mine" / ID / "tokenizer"]
 
 
+def test_a_pickle_is_there_once(tmp_path: Path) -> None:
+    """Its conversion lies beside it from the first use on."""
+    put(tmp_path / "models", "ip-adapter.bin")
+    assert [path.name for path in fetch(ID, "ip-adapter*")] == ["ip-adapter.bin"]
+    put(tmp_path / "models", "ip-adapter.safetensors")
+    assert [path.name for path in fetch(ID, "ip-adapter*")] == ["ip-adapter.safetensors"]
+    assert [path.name for path in fetch(ID, "ip-adapter.bin")] == ["ip-adapter.bin"]
+
+
 def test_given_folder_beats_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DiffSynth-Studio documents it so, and does the opposite."""
     put(tmp_path / "given", "flux1-dev.safetensors")

@@ -15,6 +15,7 @@ from fluxsmith.errors import ModelFileError
 from fluxsmith.io import hub, modelscope
 from fluxsmith.io.durable import Disk, readable_size
 from fluxsmith.io.notices import Say, say
+from fluxsmith.io.pickles import is_pickle
 from fluxsmith.io.shards import SHARD
 from fluxsmith.io.sources import download_settings
 
@@ -78,7 +79,8 @@ def _matches(folder: Path, pattern: str | None) -> list[Path]:
     if pattern.endswith("/"):
         place = folder / pattern
         return [place] if _names_in(place) else []
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    found = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    return [path for path in found if not (is_pickle(path) and path.with_suffix(".safetensors") in found)]  # it was converted
 
 
 def _names_in(folder: Path) -> list[str]:
