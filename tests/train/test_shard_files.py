@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fluxsmith.errors import ModelFileError
+from fluxsmith.errors import ModelFileError, StorageError
+from fluxsmith.io.durable import Disk
 from fluxsmith.io.safetensors import save_weights
-from fluxsmith.train.placement import Span
+from fluxsmith.train.checkpoint import Sharing, State, StateFolder
+from fluxsmith.train.distributed import World
+from fluxsmith.train.placement import Placement, Span
 from fluxsmith.train.shard_files import Stored, own_part, rank_file
 
 WHOLE = {"a": torch.arange(70.0).view(7, 10), "b": torch.arange(3.0), "tiny": torch.ones(1, 2), "adapter": torch.arange(4.0)}
@@ -64,3 +67,30 @@ def test_missing_rows_are_named(tmp_path: Path) -> None:
         Stored(tmp_path, "weights.safetensors").read("a")
     with pytest.raises(ModelFileError, match=r"has no ema.safetensors"):
         Stored(tmp_path, "ema.safetensors")
+
+
+class Two(World):
+    """The first of two processes, of which the other has trouble, or not."""
+
+    size = 2
+    other_fails = True
+
+    def any(self, flag: bool) -> bool:
+        return flag or self.other_fails
+
+
+@pytest.mark.ledger("ST-32")
+def test_a_state_is_that_of_all_or_of_none(tmp_path: Path) -> None:
+    """A part that another process could not write takes the whole state with it; older ones stay."""
+    params = {"a": torch.nn.Parameter(WHOLE["a"][:4].clone())}
+    optimizer = torch.optim.SGD(params.values(), lr=0.1)
+    placement, world = Placement(), Two(torch.device("cpu"))
+    placement.spans = {"a": Span(0, 4, (7, 10))}
+    states = StateFolder(tmp_path, Disk(), Sharing(world, placement))
+    world.other_fails = False
+    states.save(State(1, 0, {}, {}), params, optimizer, None, keep=1)
+    world.other_fails = True
+    with pytest.raises(StorageError, match="another process could not write") as error:
+        states.save(State(2, 0, {}, {}), params, optimizer, None, keep=1)
+    assert "the newest state is that of step 1" in " ".join(error.value.lines())
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
