@@ -12,7 +12,8 @@ from PIL import Image
 from fluxsmith.config.control import Ground
 from fluxsmith.dialects.diffsynth import ModelConfig
 from fluxsmith.dialects.diffsynth.call import Call
-from fluxsmith.dialects.diffsynth.loaded import Loaded, Opening
+from fluxsmith.dialects.diffsynth.loaded import Loaded
+from fluxsmith.dialects.diffsynth.opening import Opening
 from fluxsmith.dialects.diffsynth.picture import to_image
 from fluxsmith.dialects.diffsynth.pipeline import NO_DEFAULTS, FluxImagePipeline
 from fluxsmith.dialects.diffsynth.schedule import levels

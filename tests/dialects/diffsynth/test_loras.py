@@ -105,15 +105,20 @@ def test_nothing_is_silently_left_out(pipe: FluxImagePipeline, tmp_path: Path, c
 
 @pytest.mark.ledger("DS-24")
 def test_swapping_does_not_make_memory_grow(pipe: FluxImagePipeline, lora: Path) -> None:
-    def swap() -> tuple[int, int]:
-        pipe.load_lora(pipe.dit, str(lora), hotload=True)
-        pipe.clear_lora()
+    def alive() -> tuple[int, int]:
         gc.collect()
         tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
         return len(tensors), sum(one.numel() for one in tensors if one.device.type != "meta")
 
-    first = swap()
-    assert [swap() for _ in range(3)] == [first] * 3
+    def swap() -> None:
+        pipe.load_lora(pipe.dit, str(lora), hotload=True)
+        pipe.clear_lora()
+
+    swap()
+    before = alive()
+    for _ in range(3):
+        swap()
+    assert alive() == before
 
 
 @pytest.mark.ledger("DS-07")
@@ -134,9 +139,10 @@ def test_hot_loras_come_and_go_while_memory_is_managed(models_root: Path, pipe: 
         other.load_lora(other.dit, str(lora))
         assert difference(drawn(other), expected) <= 1
         other.clear_lora()
-    with pytest.raises(ConfigError, match="hotload=True"):
-        other.load_lora(other.dit, str(lora), hotload=False)
-    assert difference(drawn(other), plain) <= 1
+    if limit == 0:
+        with pytest.raises(ConfigError, match="hotload=True"):
+            other.load_lora(other.dit, str(lora), hotload=False)
+        assert difference(drawn(other), plain) <= 1
 
 
 def test_weights_in_memory_take_the_place_of_the_models(models_root: Path, tmp_path: Path) -> None:

@@ -3,9 +3,8 @@
 The controls are templates: a call takes copies of them with its own pictures (`Control.given`), on the same networks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,41 +15,17 @@ from fluxsmith.config.control import ControlConfig, Ground
 from fluxsmith.config.load import load_model
 from fluxsmith.config.section import PluginConfig
 from fluxsmith.controls.base import Control, Site
+from fluxsmith.dialects.diffsynth.entries import FREE, control_entries, ground_of
 from fluxsmith.dialects.diffsynth.memory import Management, computes_in, management, quant_of
-from fluxsmith.dialects.diffsynth.model_config import ModelConfig
-from fluxsmith.dialects.diffsynth.parts import BASE, Part, Parts
-from fluxsmith.errors import ConfigError, FluxsmithError, Problem
-from fluxsmith.generate.controls import IMPLIED, control_section
-from fluxsmith.io.tokenizer_files import find_tokenizer
+from fluxsmith.dialects.diffsynth.opening import Opening, tokenizer_folders
+from fluxsmith.dialects.diffsynth.parts import BASE, Parts
+from fluxsmith.errors import ConfigError
+from fluxsmith.generate.controls import control_section
 from fluxsmith.memory.components import Refill
 from fluxsmith.models.assembly import Models
 from fluxsmith.models.files import locate
 from fluxsmith.models.loading import LazyModels
 from fluxsmith.quant.base import loading, quantise
-
-FREE = ("kontext", "eligen")  # controls without weights of their own
-
-
-@dataclass
-class Opening:
-    """How a pipeline is loaded."""
-
-    torch_dtype: torch.dtype = torch.bfloat16
-    device: str | torch.device = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
-    model_configs: Sequence[ModelConfig] = ()
-    tokenizer_1_config: ModelConfig | None = field(default_factory=lambda: _tokenizer("tokenizer/"))
-    tokenizer_2_config: ModelConfig | None = field(default_factory=lambda: _tokenizer("tokenizer_2/"))
-    nexus_gen_processor_config: ModelConfig | None = field(
-        default_factory=lambda: ModelConfig(model_id="DiffSynth-Studio/Nexus-GenV2", origin_file_pattern="processor/")
-    )
-    step1x_processor_config: ModelConfig | None = field(
-        default_factory=lambda: ModelConfig(model_id="Qwen/Qwen2.5-VL-7B-Instruct", origin_file_pattern="")
-    )
-    vram_limit: float | None = None
-
-
-def _tokenizer(folder: str) -> ModelConfig:
-    return ModelConfig(model_id="black-forest-labs/FLUX.1-dev", origin_file_pattern=folder)
 
 
 @dataclass
@@ -81,8 +56,8 @@ def load(parts: Parts, how: Opening) -> Loaded:
     ground, device = ground_of(parts), torch.device(how.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("there is no CUDA device", fix='pass device="cpu", or install torch for your card and its driver')
-    entries = [control_section(entry) for entry in control_entries(parts, ground)]
-    problems = [problem for entry in entries for problem in realise(entry).misfits(ground)]
+    entries = [control_section(entry) for entry in control_entries(parts, ground, how)]
+    problems = [problem for entry in entries if entry.type not in FREE for problem in realise(entry).misfits(ground)]
     if problems:
         raise ConfigError(str(problems[0]), problems=tuple(problems))
     model, quant, managed = model_section(parts, how), quant_of(parts), management(parts, device, how.vram_limit)
@@ -112,32 +87,6 @@ def model_section(parts: Parts, how: Opening) -> PluginConfig:
     return load_model({"model": section})
 
 
-def ground_of(parts: Parts) -> Ground:
-    """What the headers tell."""
-    dit = parts.one("dit")
-    sizes: Mapping[str, Any] = dit.identity.sizes if dit else {}
-    family = dit.identity.family if dit else "flux1"
-    there = tuple(role for role in ("dit", "clip_l", "t5xxl", "ae") if parts.one(role))
-    return Ground(family=family, in_channels=int(sizes.get("in_channels") or 64), roles=there)
-
-
-def control_entries(parts: Parts, ground: Ground) -> Iterator[dict[str, Any]]:
-    """The `[[control]]` sections that these files stand for, without pictures."""
-    for name in (*FREE, *filter(None, [IMPLIED.get(ground.in_channels)])):
-        if name != "eligen" or "t5xxl" in ground.roles:
-            yield {"type": name}
-    for part in parts.all("controlnet"):
-        yield {"type": "controlnet", "path": str(part.path)}
-    for part in parts.all("value_encoder"):
-        yield {"type": "value", "path": str(part.path)}
-    encoder = parts.one("image_encoder")
-    looks = {"encoder": str(encoder.path)} if encoder else {}
-    if redux := parts.one("redux"):
-        yield {"type": "redux", "path": str(redux.path), "keep_prompt": False, **looks}
-    if lora_encoder := parts.one("lora_encoder"):
-        yield {"type": "lora_encoder", "path": str(lora_encoder.path)}
-
-
 def templates(entries: Sequence[ControlConfig], models: Models, dtype: torch.dtype, device: torch.device) -> dict[str, list[Control]]:
     """One control of each entry by its type, each network loaded once."""
     if models.dit is None:
@@ -147,31 +96,3 @@ def templates(entries: Sequence[ControlConfig], models: Models, dtype: torch.dty
     for entry in entries:
         made.setdefault(entry.type, []).append(realise(entry).build(site))
     return made
-
-
-def tokenizer_folders(parts: Parts, how: Opening) -> dict[str, Path]:
-    """The folders of the tokenizers that the text encoders need. Raises one error that lists every place looked at."""
-    found, problems = dict[str, Path](), list[Problem]()
-    for role, config in (("clip_l", how.tokenizer_1_config), ("t5xxl", how.tokenizer_2_config)):
-        part = parts.one(role)
-        if part is None:
-            continue
-        try:
-            found[role] = tokenizer_folder(role, part, config)
-        except FluxsmithError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(str(problems[0]), problems=tuple(problems))
-    return found
-
-
-def tokenizer_folder(role: str, part: Part, config: ModelConfig | None) -> Path:
-    """The configured folder; where that is the hub's, a tokenizer beside the encoder comes first, so that local files are enough."""
-    if config is not None and (config.path is not None or config.is_here):
-        return config.folder()
-    try:
-        return find_tokenizer(role, part.path)
-    except FluxsmithError:
-        if config is None:
-            raise
-        return config.folder()

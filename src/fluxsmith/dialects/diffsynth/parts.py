@@ -14,7 +14,7 @@ from fluxsmith.io.identity import Identity
 from fluxsmith.io.shards import SHARD
 
 BASE = ("dit", "clip_l", "t5xxl", "ae")
-SEVERAL = ("controlnet", "value_encoder")
+SEVERAL = ("controlnet", "value_encoder", "image_encoder")
 PLACES = {  # role of a file -> place in the pipeline
     **{role: role for role in (*BASE, *SEVERAL)},
     "tiny_ae": "ae",

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from fluxsmith.dialects.diffsynth.call import Call, taking
 from fluxsmith.dialects.diffsynth.held import Held, HeldSeveral
-from fluxsmith.dialects.diffsynth.loaded import Loaded, Opening, load
+from fluxsmith.dialects.diffsynth.loaded import Loaded, load
 from fluxsmith.dialects.diffsynth.loras import Loras, in_memory
 from fluxsmith.dialects.diffsynth.makers import controls_of, lora_files
 from fluxsmith.dialects.diffsynth.memory import legacy
 from fluxsmith.dialects.diffsynth.model_config import ModelConfig
+from fluxsmith.dialects.diffsynth.opening import Opening
 from fluxsmith.dialects.diffsynth.parts import sorted_parts
 from fluxsmith.dialects.diffsynth.picture import to_image
 from fluxsmith.dialects.diffsynth.schedule import levels
@@ -244,7 +245,21 @@ class FluxImagePipeline:
     @property
     def lora_encoder(self) -> Held | None:
         """The LoRA encoder."""
-        return next((Held("lora_encoder", net) for net in self.loaded.nets("lora_encoder")), None)
+        return self._first("lora_encoder")
+
+    @property
+    def ipadapter(self) -> Held | None:
+        """The IP-Adapter."""
+        return self._first("ip_adapter")
+
+    @property
+    def image_proj_model(self) -> Held | None:
+        """InfiniteYou's face projector."""
+        nets = self.loaded.nets("infiniteyou")
+        return Held("face_projector", nets[-1]) if nets else None
+
+    def _first(self, control: str) -> Held | None:
+        return next((Held(control, net) for net in self.loaded.nets(control)), None)
 
 
 def _held(role: str, module: nn.Module | None) -> Held | None:
