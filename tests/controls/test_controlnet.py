@@ -14,11 +14,14 @@ from small_dit import dit, tokens
 from tiny_pipeline import latents, load
 
 from fluxsmith.config.control import Ground
+from fluxsmith.controls import processors
+from fluxsmith.controls.base import Scene
 from fluxsmith.controls.controlnet import Config, Control, Residual
-from fluxsmith.controls.controlnet_condition import kept, shaped, without
+from fluxsmith.controls.controlnet_condition import condition_of, kept, shaped, without
 from fluxsmith.controls.span import Span
 from fluxsmith.errors import ConfigError, ModelFileError
 from fluxsmith.generate.pipeline import Pipeline
+from fluxsmith.models.assembly import Models
 from fluxsmith.models.stream import Window
 
 Draw = Callable[..., Image.Image]
@@ -154,6 +157,30 @@ def test_windows_of_a_picture_with_a_mask_channel() -> None:
     assert torch.equal(part.condition, whole.condition[..., 2:, 4:])
     assert part.at(1.0) is part
     assert part.at(0.3) is None
+
+
+@pytest.mark.parametrize("features", [384, 196])
+def test_it_follows_its_picture_beside_fill_and_flex(
+    features: int, wide_model: Callable[[int], Path], files: dict[str, str], picture: Draw
+) -> None:
+    pipeline = load(wide_model(features), {"type": "controlnet", "path": files["plain"], "image": picture(1)})
+    assert len(pipeline.controls) == 2
+    off, one, other = (latents(pipeline, controls={"controlnet": given}) for given in ({"scale": 0.0}, {}, {"image": picture(2)}))
+    assert differ(off, one, other)
+
+
+def test_under_a_limit_a_learned_annotator_has_the_device_alone(
+    files: dict[str, str], picture: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processors, "annotated", lambda name, image, weights, device: Image.new("RGB", image.size, (9, 9, 9)))
+    seen: list[tuple[Any, ...]] = []
+    scene = Scene(
+        Models(), 16, 16, "", None, LEVELS, torch.device("cpu"), torch.float32, encode_text=lambda prompts: pytest.fail("no text"),
+        encode=lambda pixels: pixels, work=lambda *nets: seen.append(nets),
+    )  # fmt: skip
+    for name in ("depth", "pose", "canny"):
+        condition_of(Config(type="controlnet", image=picture(1), processor=name), controlnet(), scene)
+    assert seen == [(), ()]
 
 
 def problems(path: str, **options: Any) -> str:

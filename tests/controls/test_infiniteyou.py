@@ -13,6 +13,7 @@ from small_dit import tokens
 from tiny_pipeline import latents, load
 
 from fluxsmith.config.control import Ground
+from fluxsmith.config.nearby import find_nearby
 from fluxsmith.controls import infiniteyou
 from fluxsmith.controls.face_embedding import read_embedding
 from fluxsmith.controls.infiniteyou import Config, Control, Person
@@ -100,6 +101,18 @@ def test_vectors_come_from_numbers_and_files(pipeline: Pipeline, tmp_path: Path)
             read_embedding(tmp_path / name)
     with pytest.raises(ConfigError, match="it has 3 numbers, the projector takes 8"):
         drawn(pipeline, embedding=(1.0, 2.0, 3.0))
+
+
+def test_its_files_are_found_beside_the_run_file(tmp_path: Path) -> None:
+    for name in ("me.png", "me.json"):
+        (tmp_path / name).write_text("x")
+    tree = {
+        "control": [{"type": "infiniteyou", "face": "me.png"}, {"type": "infiniteyou", "embedding": "me.json"}, {"embedding": [0.5, 1.0]}]
+    }
+    find_nearby(tree, tmp_path)
+    assert tree["control"][0]["face"] == str(tmp_path / "me.png")
+    assert tree["control"][1]["embedding"] == str(tmp_path / "me.json")
+    assert tree["control"][2]["embedding"] == [0.5, 1.0]
 
 
 def problems(**options: Any) -> list[str]:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 from net_files import ip_adapter_file, vision_file
 from PIL import Image
 from small_dit import dit, tokens
 from tiny_pipeline import latents, load
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fluxsmith.config.control import Ground
 from fluxsmith.controls.ip_adapter import Attended, AttendHook, Config
@@ -105,6 +107,21 @@ def test_scale_is_a_tensor_and_windows_are_all_alike() -> None:
     assert isinstance(ip, IpTokens)
     assert (ip.scale.shape, float(ip.scale)) == ((), 0.5)
     assert conditioner.tile(Window(0, 0, 2, 2, 4, 4)) is conditioner
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo looks at it
+def test_another_scale_and_another_number_of_pictures_compile_nothing_anew() -> None:
+    torch._dynamo.reset()
+    counter, base, plain, own, seen = CompileCounterWithBackend("eager"), tiny_run.random_dit(), tiny_run.random_dit(), tokens(), []
+    base.single_blocks[0].compile(backend=counter, fullgraph=True, dynamic=True)
+    for scale, pictures in ((0.5, 2), (0.7, 3)):
+        keys = [KeyValue(one.key.repeat(1, 1, pictures, 1), one.value.repeat(1, 1, pictures, 1)) for one in rows(2)]
+        hooks = Attended(keys, scale, after_block=False).hooks(own)
+        torch.testing.assert_close(base(own, hooks), plain(own, hooks), atol=1e-5, rtol=0)
+        seen.append(counter.frame_count)
+    torch._dynamo.reset()
+    assert seen == [1, 1]
 
 
 def problems(**options: Any) -> str:

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from fluxsmith.controls.annotators import DETECTORS
 from fluxsmith.controls.base import Scene
 from fluxsmith.controls.controlnet_model import ControlNet
 from fluxsmith.controls.pictures import cover, opened, shapes_differ, unreadable
 from fluxsmith.controls.pictures import pixels as to_pixels
-from fluxsmith.controls.processors import processed
+from fluxsmith.controls.processors import ALIASES, processed
 from fluxsmith.errors import ModelFileError, Problem
 from fluxsmith.io.identify import Identity, identify, require_role
 from fluxsmith.io.sources import resolve
@@ -30,6 +31,8 @@ PLAIN_FEATURES, MASKED_FEATURES = 16 * PATCH, 17 * PATCH
 def condition_of(config: "Config", net: ControlNet, scene: Scene) -> Tensor:
     """Latents (1, 16 or 17, h, w) or pixels (1, 3, H, W), as the network's layout wants."""
     image = cover(opened(config.image), scene.width, scene.height)
+    if ALIASES.get(config.processor, config.processor) in DETECTORS:
+        scene.work()  # the annotator is on the device alone
     image = processed(config.processor, image, thresholds=config.thresholds, weights=config.annotators, device=scene.device)
     if net.control.layout == "pixels":
         return to_pixels(image).to(scene.device)

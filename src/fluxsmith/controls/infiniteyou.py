@@ -125,8 +125,10 @@ class Control(ControlNetControl):
     def prepare(self, scene: Scene) -> Prepared:
         """Looks at the person, and encodes the control picture."""
         config = self.config
+        scene.work()  # what looks at faces is on the device alone
+        vector = self.vector(scene.device)
         scene.work(self.projector)
-        rows = self.identity(self.vector(scene.device))
+        rows = self.identity(vector)
         size = (scene.width, scene.height)
         shown = Image.new("RGB", size) if config.image is None else cover(opened(config.image), *size)
         return both(Person(self, scene.encode(to_pixels(shown)), rows, Span(scene.levels, config.start, config.end)))
