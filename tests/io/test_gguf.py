@@ -109,7 +109,7 @@ def test_every_quantised_form_is_understood(tmp_path: Path, name: str) -> None:
     """Forms that the package cannot write too: random bytes stand for what it says they do."""
     kind = GGMLQuantizationType[name]
     values, size = GGML_QUANT_SIZES[kind]
-    stored = np.random.default_rng(0).integers(0, 60, (3, size), dtype=np.uint8)
+    stored = np.random.default_rng(0).integers(0, 256, (40, size), dtype=np.uint8)
     writer = GGUFWriter(str(tmp_path / "a.gguf"), "flux")
     writer.add_tensor("x.weight", stored, raw_dtype=kind)
     writer.write_header_to_file()
@@ -117,19 +117,29 @@ def test_every_quantised_form_is_understood(tmp_path: Path, name: str) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with open_scaled(tmp_path / "a.gguf") as weights:
-        assert weights.infos["x.weight"].shape == (3, values)
-        found = weights.tensor("x.weight")
-    assert torch.equal(found, torch.from_numpy(dequantize(stored, kind).copy()).reshape(3, values))
+        assert weights.infos["x.weight"].shape == (40, values)
+        with np.errstate(all="ignore"):
+            found = weights.tensor("x.weight")
+    with np.errstate(all="ignore"):  # random scales may be no numbers
+        assert np.array_equal(found.numpy(), dequantize(stored, kind).reshape(40, values), equal_nan=True)
 
 
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written(tmp_path / "a.gguf", {"x.weight": torch.ones(2, 32), "y": torch.ones(2)})
+    """The usual forms need none."""
+    written(tmp_path / "a.gguf", {"x.weight": torch.ones(2, 32)})
+    kind = GGMLQuantizationType.IQ4_NL
+    writer = GGUFWriter(str(tmp_path / "b.gguf"), "flux")
+    writer.add_tensor("x.weight", np.ones((2, GGML_QUANT_SIZES[kind][1]), dtype=np.uint8), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     for name in [name for name in sys.modules if name.partition(".")[0] == "gguf"]:
         monkeypatch.setitem(sys.modules, name, None)
     with open_scaled(tmp_path / "a.gguf") as weights:
-        assert torch.equal(weights.tensor("y"), torch.ones(2))
-        with pytest.raises(ModelFileError, match=r"need the gguf package.*pip install gguf"):
-            weights.tensor("x.weight")
+        assert torch.allclose(weights.tensor("x.weight"), torch.ones(2, 32), atol=1e-3)
+    with open_scaled(tmp_path / "b.gguf") as weights, pytest.raises(ModelFileError, match=r"need the gguf package.*pip install gguf"):
+        weights.tensor("x.weight")
 
 
 def head(count: int, pairs: int, rest: bytes = b"", version: int = 3) -> bytes:
