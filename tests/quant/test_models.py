@@ -1,5 +1,6 @@
 """Whole transformers on quantised bases: how far velocity and gradients are off, which layers are in what, loading block by block."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from fluxsmith.config.choice import plugin_names
 from fluxsmith.io.safetensors import save_weights
+from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.linear import Linear
 from fluxsmith.models.load import load_dit, load_t5xxl
 from fluxsmith.quant.base import QuantLinear, by_block, quantise
@@ -173,3 +175,39 @@ def test_blocks_compile_whole_on_every_base(name: str) -> None:
     torch._dynamo.reset()
     assert counter.frame_count <= 4, "as many as with adapters on a plain base"
     assert cosine(mine, theirs) > 0.9999
+
+
+WIDE = 512  # FLUX's own 3072 is what tests/gpu measures
+
+
+def wide_dit() -> FluxDiT:
+    """A double and a single block, heads of 128."""
+    size = {"hidden_size": WIDE, "mlp_hidden": 4 * WIDE, "num_heads": WIDE // 128, "axes_dim": (16, 56, 56)}
+    made, generator = FluxDiT(replace(tiny_run.flux_params(), **size)), torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for module in made.modules():
+            if isinstance(module, Linear):
+                module.weight.normal_(std=0.7 * module.in_features**-0.5, generator=generator)
+                module.bias.zero_()
+    return made.requires_grad_(False)
+
+
+def wide_gradients(dit: FluxDiT) -> torch.Tensor:
+    found = adapted(dit, targets="blocks")
+    dit(tokens(0, cells=8, text=16, batch=1)).square().mean().backward()
+    return torch.cat([param.grad.flatten() for param in found.params.values() if param.grad is not None])
+
+
+@pytest.fixture(scope="module")
+def exact() -> torch.Tensor:
+    """Gradients on the plain base."""
+    return wide_gradients(wide_dit())
+
+
+@pytest.mark.ledger("FS-08")
+@pytest.mark.ledger("DS-31")
+@pytest.mark.parametrize("name", ["fp8-dynamic", "int8-dynamic", "int4", "nf4"])
+def test_gradients_of_two_wide_blocks(exact: torch.Tensor, name: str) -> None:
+    dit = wide_dit()
+    quantise(config_of(name), "dit", dit)
+    assert cosine(wide_gradients(dit), exact) > ANGLES[BASES[name][0]]
