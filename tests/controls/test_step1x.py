@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_pipeline import latents, model_section
 
 from fluxsmith.config.control import Ground
+from fluxsmith.config.load import load_config
 from fluxsmith.controls.step1x import Config, Step1X
 from fluxsmith.controls.step1x_model import Connector, ConnectorParams, load_connector
 from fluxsmith.controls.step1x_prompt import DROPPED, INSTRUCTION, LENGTH, letter, pieces, question, states_of
@@ -162,3 +163,11 @@ def test_the_family_always_has_its_control(folder: Path) -> None:
     assert next(given.controls[0].nets[1].parameters()).dtype == torch.bfloat16
     with pytest.raises(ConfigError, match="heads do not fit"):  # it is there, but the tiny one's heads cannot be guessed
         load(folder)
+
+
+@pytest.mark.parametrize("kind", ["step1x", "nexus_gen"])
+def test_training_is_refused_in_a_runs_config(kind: str, folder: Path) -> None:
+    plain = {"model": {"type": kind}, "adapter": {"type": "lora"}, "data": [{"type": "folder", "path": str(folder)}], "train": {"steps": 1}}
+    with pytest.raises(ConfigError) as raised:
+        load_config({**plain, "run": {"dir": "runs"}, "checkpoint": {"every": 1}, "optim": {"type": "torch", "name": "adamw", "lr": 1e-4}})
+    assert f"{kind} is for drawing; it cannot be trained yet" in str(raised.value)

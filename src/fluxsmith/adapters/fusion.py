@@ -14,11 +14,10 @@ from fluxsmith.adapters.additive import Additive
 from fluxsmith.adapters.base import Adapter, AdapterSet
 from fluxsmith.adapters.rows import LayerAdapter, part_modules
 from fluxsmith.errors import ConfigError, ModelFileError
-from fluxsmith.io.identify import require_role
 from fluxsmith.io.keymaps import MAPS
-from fluxsmith.io.safetensors import open_weights
 from fluxsmith.models.fill import check_keys, fill, finish, meta, shapes_of
 from fluxsmith.models.linear import Linear
+from fluxsmith.models.load import opened
 
 SLOT = "fusion"
 PREFIX, SIZE = "model_dict.", ".weight_base"
@@ -137,12 +136,9 @@ def fusion_of(shapes: Mapping[str, Sequence[int]]) -> LoraFusion:
 
 def load_fusion(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LoraFusion:
     """Read the file, in eval mode. Raises ModelFileError for a wrong, incomplete or broken file."""
-    require_role(path, "lora_fusion")
-    with open_weights(path) as weights:
-        shapes = {name: info.shape for name, info in weights.infos.items()}
-        net = meta(lambda: fusion_of(shapes))
-        expected = shapes_of(net)
-        check_keys(expected, shapes, str(path))
-        fill(net, {key: lambda key=key: weights.tensor(key) for key in expected}, device=device, dtype=dtype)
+    with opened(path, "lora_fusion") as file:
+        net = meta(lambda: fusion_of(file.shapes))
+        check_keys(shapes_of(net), file.shapes, file.where)
+        fill(net, {key: source.read for key, source in file.tensors.items()}, device=device, dtype=dtype)
         finish(net)
     return net.requires_grad_(False)

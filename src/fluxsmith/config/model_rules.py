@@ -9,11 +9,13 @@ from fluxsmith.config.section import PluginConfig
 from fluxsmith.config.sections import KeyPath
 
 TRAINABLE = ("controlnet",)  # controls that make conditioners of a batch
+DRAWN = ("step1x", "nexus_gen")  # families whose text comes from a control
 
 
 def kind(section: PluginConfig | None) -> str:
     """The `type` of a pluggable section; empty for none."""
     return "" if section is None else str(section.model_dump().get("type", ""))
+
 
 def trains_control(config: RunConfig) -> bool:
     """True when a control model is what is trained."""
@@ -48,6 +50,12 @@ def for_drawing(config: RunConfig) -> Iterator[Finding]:
         if entry.type and entry.type not in TRAINABLE and "." not in entry.type:
             fix = f"remove this [[control]]; types that can be trained: {', '.join(TRAINABLE)}"
             yield Finding(("control", index, "type"), f"{entry.type} is for drawing; it cannot be used in training yet", fix)
+
+
+def family_for_drawing(config: RunConfig) -> Iterator[Finding]:
+    """Families whose text is made by a control that knows no training batch."""
+    if kind(config.model) in DRAWN:
+        yield Finding(("model", "type"), f"{kind(config.model)} is for drawing; it cannot be trained yet", "use a FLUX.1 model")
 
 
 def nothing_reads_conditions(config: RunConfig) -> Iterator[Finding]:
@@ -213,4 +221,15 @@ def distributed(config: RunConfig) -> Iterator[Finding]:
         yield Finding(("optim", "type"), "this optimizer cannot update shares of tensors", fix, why)
 
 
-RULES = (distributed, control, for_drawing, nothing_reads_conditions, base_is_frozen, fused_update, optimizer_offload, memory, objective)
+RULES = (
+    distributed,
+    control,
+    for_drawing,
+    family_for_drawing,
+    nothing_reads_conditions,
+    base_is_frozen,
+    fused_update,
+    optimizer_offload,
+    memory,
+    objective,
+)

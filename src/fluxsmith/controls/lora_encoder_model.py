@@ -18,11 +18,10 @@ from fluxsmith.adapters.formats.files import read_adapter
 from fluxsmith.adapters.formats.state import AdapterState, LayerState
 from fluxsmith.adapters.load import part_module
 from fluxsmith.errors import ConfigError, ModelFileError
-from fluxsmith.io.identify import require_role
 from fluxsmith.io.keymaps import MAPS
-from fluxsmith.io.safetensors import open_weights
 from fluxsmith.models.fill import check_keys, fill, finish, meta, shapes_of
 from fluxsmith.models.linear import Linear
+from fluxsmith.models.load import opened
 
 HEAD = 128  # of the published file
 ROWS = re.compile(r"embedder\.model_dict\.(.+)\.x")
@@ -190,13 +189,10 @@ def load_lora_encoder(
     path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, heads: int | None = None
 ) -> LoraEncoder:
     """Read the file, in eval mode. Raises ModelFileError for a wrong, incomplete or broken file."""
-    require_role(path, "lora_encoder")
-    with open_weights(path) as weights:
-        shapes = {name: info.shape for name, info in weights.infos.items()}
-        net = meta(lambda: LoraEncoder(LoraEncoderParams.from_shapes(shapes, heads)))
-        expected = shapes_of(net)
-        check_keys(expected, shapes, str(path))
-        fill(net, {key: lambda key=key: weights.tensor(key) for key in expected}, device=device, dtype=dtype)
+    with opened(path, "lora_encoder") as file:
+        net = meta(lambda: LoraEncoder(LoraEncoderParams.from_shapes(file.shapes, heads)))
+        check_keys(shapes_of(net), file.shapes, file.where)
+        fill(net, {key: source.read for key, source in file.tensors.items()}, device=device, dtype=dtype)
         finish(net)
     return net.requires_grad_(False)
 

@@ -15,27 +15,20 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from fluxsmith.errors import ModelFileError
-from fluxsmith.io.identify import require_role
-from fluxsmith.io.safetensors import open_weights
 from fluxsmith.io.tokenizer_files import NAMES
 from fluxsmith.models.fill import check_keys, fill, finish, meta, shapes_of
+from fluxsmith.models.load import opened
 from fluxsmith.models.qwen_input import MERGE, PATCH, TEMPORAL, QwenInput, QwenText, positions
 from fluxsmith.models.text_encoders import load_tokenizer
 
 HEAD, VISION_HEAD = 128, 80  # features of a head, where no config says otherwise
-LAYOUTS = (
-    ("model.language_model.", "language_model."),
-    ("model.visual.", "visual."),
-    ("model.", "language_model."),
-    ("visual.", "visual."),
-)
+LAYOUTS = (("model.", "language_model."), ("visual.", "visual."))  # of the published files -> in memory
 UNUSED = "lm_head.weight"  # picks words; nothing here writes text
-EXTRAS = ("vision_head.", "image_prefill_embeds.")  # of Nexus-Gen
 Shapes = Mapping[str, Sequence[int]]
 
 
 def memory_key(file_key: str) -> str:
-    """`model.layers.0...` (files), `model.language_model.layers.0...` (newer files) -> the library's name."""
+    """A published name -> the library's: `model.layers.0...` is `model.language_model.layers.0...`."""
     for prefix, name in LAYOUTS:
         if file_key.startswith(prefix):
             return f"model.{name}{file_key.removeprefix(prefix)}"
@@ -154,15 +147,13 @@ def _library_config(params: QwenParams) -> Qwen2_5_VLConfig:
 
 def load_qwen(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> QwenVL:
     """Read one file, shards or a folder, frozen and in eval mode. Raises ModelFileError for a wrong, incomplete or broken one."""
-    require_role(path, "language_model")
-    with open_weights(path) as weights:
-        names = {memory_key(name): name for name in weights if name != UNUSED}
-        shapes = {key: weights.infos[name].shape for key, name in names.items()}
+    with opened(path, "language_model") as file:
+        sources = {memory_key(key): source for key, source in file.tensors.items() if key != UNUSED}
+        shapes = {key: source.shape for key, source in sources.items()}
         params = QwenParams.from_shapes(shapes, beside(path))
         net = meta(lambda: QwenVL(params))
-        expected = shapes_of(net)
-        check_keys(expected, shapes, str(path))
-        fill(net, {key: lambda key=key: weights.tensor(names[key]) for key in expected}, device=device, dtype=dtype)
+        check_keys(shapes_of(net), shapes, file.where)
+        fill(net, {key: source.read for key, source in sources.items()}, device=device, dtype=dtype)
         finish(net.with_tables())
     return net.requires_grad_(False).to(device)
 
