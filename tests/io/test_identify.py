@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from header_files import header_only
 
 from fluxsmith.errors import ModelFileError
 from fluxsmith.io.identify import Identity, identify, require_role
@@ -107,22 +108,6 @@ TINY = {
     "diffsynth-lora-tiny/raw": ("lora", "lora", "diffsynth"),
     "diffsynth-lora-tiny/aligned": ("lora", "lora", "kohya"),
 }
-
-
-def header_only(path: Path, shapes: Shapes, dtype: str = "BF16", bits: int = 16) -> Path:
-    """A file of the right size without any data in it (sparse)."""
-    entries, place = {}, 0
-    for name, shape in shapes.items():
-        size = bits // 8
-        for length in shape:
-            size *= length
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, place + size]}
-        place += size
-    text = json.dumps(entries).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + place)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,13 @@ Nothing is read or allocated: the loaders run on tensors that have a shape and n
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from header_files import header_only
 from torch import Tensor, nn
 
 from fluxsmith.adapters.fusion import load_fusion
@@ -67,20 +68,6 @@ LOADERS: dict[str, tuple[tuple[Loader, ...], str]] = {  # manifest -> loaders, a
 def test_every_manifest_has_its_loader(manifests_root: Path) -> None:
     names = {path.stem for path in manifests_root.glob("*.json")}
     assert names == LOADERS.keys()
-
-
-def header_only(path: Path, shapes: Mapping[str, list[int]]) -> Path:
-    """A file of the right size without any data in it (sparse)."""
-    entries, place = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * int(torch.Size(shape).numel())
-        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [place, place + size]}
-        place += size
-    text = json.dumps(entries).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + place)
-    return path
 
 
 @pytest.fixture
