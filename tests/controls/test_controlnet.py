@@ -188,7 +188,9 @@ def problems(path: str, **options: Any) -> str:
     return "\n".join(map(str, (*config.misfits(Ground()), *config.problems(Ground()))))
 
 
-def test_what_is_refused_before_weights_are_read(files: dict[str, str], picture: Draw, mask: Draw, tmp_path: Path) -> None:
+def test_what_is_refused_before_weights_are_read(
+    files: dict[str, str], picture: Draw, mask: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = picture(1)
     assert "union network and has no mode. Fix: set mode = " in problems(files["union"], image=image)
     assert "modes 0 to 9 (mode is 11)" in problems(files["union"], image=image, mode=11)
@@ -199,7 +201,10 @@ def test_what_is_refused_before_weights_are_read(files: dict[str, str], picture:
     assert "has no condition picture" in problems(files["plain"])
     assert "starts at 0.8 and ends at 0.2" in problems(files["plain"], image=image, start=0.8, end=0.2)
     assert "no such file" in problems(str(tmp_path / "none.safetensors"), image=image)
+    monkeypatch.setattr(processors, "is_missing", lambda: False)
     assert problems(files["union"], image=image, processor="openpose") == ""
+    monkeypatch.setattr(processors, "is_missing", lambda: True)
+    assert "the processor openpose needs controlnet_aux. Fix: pip install" in problems(files["union"], image=image, processor="openpose")
     assert "does not go with Chroma" in str([*Config(type="controlnet", path=files["plain"]).misfits(Ground(family="chroma"))][0])
 
 

@@ -4,6 +4,7 @@ The package is not a dependency of fluxsmith: it brings torchvision, OpenCV and 
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,6 +21,13 @@ DETECTORS = {  # our name -> class of controlnet_aux
     "normal": "NormalBaeDetector",
 }
 WEIGHTS = "lllyasviel/Annotators"
+PACKAGE = "controlnet_aux"
+PIP = f"pip install {PACKAGE}, with the torchvision made for your PyTorch; or give a condition picture that is ready"
+
+
+def is_missing() -> bool:
+    """Is controlnet_aux not there?"""
+    return find_spec(PACKAGE) is None
 
 
 def annotated(name: str, image: Image.Image, weights: str | Path = WEIGHTS, device: torch.device | str = "cpu") -> Image.Image:
@@ -28,13 +36,9 @@ def annotated(name: str, image: Image.Image, weights: str | Path = WEIGHTS, devi
     `weights` is a folder with the annotators' files, or an id at Hugging Face; they are read anew for every picture.
     """
     try:
-        library = import_module("controlnet_aux")
-    except ImportError as error:
-        raise ConfigError(
-            f"the annotator {name} needs controlnet_aux",
-            why=str(error),
-            fix="pip install controlnet_aux, with the torchvision made for your PyTorch; or give a condition picture that is ready",
-        ) from error
+        library = import_module(PACKAGE)
+    except ImportError as error:  # also where something that it needs is missing
+        raise ConfigError(f"the annotator {name} needs {PACKAGE}", why=str(error), fix=PIP) from error
     detector = getattr(library, DETECTORS[name]).from_pretrained(str(weights)).to(device)
     options = {"include_hand": True, "include_face": True} if name == "openpose" else {}
     side = min(image.size)

@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fluxsmith.controls.annotators import DETECTORS
 from fluxsmith.controls.base import Scene
 from fluxsmith.controls.controlnet_model import ControlNet
 from fluxsmith.controls.pictures import cover, opened, shapes_differ, unreadable
 from fluxsmith.controls.pictures import pixels as to_pixels
-from fluxsmith.controls.processors import ALIASES, processed
+from fluxsmith.controls.processors import is_learned, processed, processor_problems
 from fluxsmith.errors import ModelFileError, Problem
 from fluxsmith.io.identify import Identity, identify, require_role
 from fluxsmith.io.sources import resolve
@@ -31,7 +30,7 @@ PLAIN_FEATURES, MASKED_FEATURES = 16 * PATCH, 17 * PATCH
 def condition_of(config: "Config", net: ControlNet, scene: Scene) -> Tensor:
     """Latents (1, 16 or 17, h, w) or pixels (1, 3, H, W), as the network's layout wants."""
     image = cover(opened(config.image), scene.width, scene.height)
-    if ALIASES.get(config.processor, config.processor) in DETECTORS:
+    if is_learned(config.processor):
         scene.work()  # the annotator is on the device alone
     image = processed(config.processor, image, thresholds=config.thresholds, weights=config.annotators, device=scene.device)
     if net.control.layout == "pixels":
@@ -81,6 +80,7 @@ def picture_problems(config: "Config") -> Iterator[Problem]:
     yield from found
     if config.start > config.end:
         yield Problem(f"{name} starts at {config.start} and ends at {config.end}", fix="start before the end, such as 0 and 0.6")
+    yield from processor_problems(config.processor)
     identity = _known(config)
     if identity is None:
         return

@@ -3,14 +3,15 @@
 Built in: canny, tile, blur, gray, low_quality; `none` and `inpaint` change nothing. The others are learned (controls/annotators.py).
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageFilter
 
-from fluxsmith.controls.annotators import DETECTORS, WEIGHTS, annotated
+from fluxsmith.controls.annotators import DETECTORS, PACKAGE, PIP, WEIGHTS, annotated, is_missing
 from fluxsmith.controls.edges import edges
-from fluxsmith.errors import ConfigError
+from fluxsmith.errors import ConfigError, Problem
 
 UNCHANGED = ("none", "tile", "inpaint")
 BUILT_IN = (*UNCHANGED, "canny", "blur", "gray", "low_quality")
@@ -44,3 +45,14 @@ def processed(
     if name in DETECTORS:
         return annotated(name, image, weights, device)
     raise ConfigError(f"no processor is called {name}", fix=f"use one of {', '.join(NAMES)}")
+
+
+def is_learned(name: str) -> bool:
+    """Does a processor need controlnet_aux and weights of its own?"""
+    return ALIASES.get(name, name) in DETECTORS
+
+
+def processor_problems(name: str) -> Iterator[Problem]:
+    """What keeps a processor from working, told before weights are read."""
+    if is_learned(name) and is_missing():
+        yield Problem(f"the processor {name} needs {PACKAGE}", fix=PIP)
