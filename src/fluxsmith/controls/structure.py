@@ -15,7 +15,7 @@ from fluxsmith.controls.base import Prepared, Scene, Site, Unchanged, both
 from fluxsmith.controls.image_rows import part, with_features
 from fluxsmith.controls.pictures import cover, opened, size_of, unreadable
 from fluxsmith.controls.pictures import pixels as to_pixels
-from fluxsmith.controls.processors import processed
+from fluxsmith.controls.processors import is_learned, processed, processor_problems
 from fluxsmith.errors import Problem
 from fluxsmith.models.stream import Tokens, Window
 
@@ -41,6 +41,7 @@ class Config(ControlConfig):
         if self.image is None:
             yield Problem(f"control {self.name or self.type} has no picture", fix="give it an image: edges for Canny, depth for Depth")
         yield from unreadable((self.image,))
+        yield from processor_problems(self.processor)
 
     def build(self, site: Site) -> "Control":
         """Nothing to load."""
@@ -57,6 +58,8 @@ class Control(Base):
         """Encodes the control picture."""
         config = self.config
         image = cover(opened(config.image), scene.width, scene.height)
+        if is_learned(config.processor):
+            scene.work()  # the annotator is on the device alone
         image = processed(config.processor, image, thresholds=config.thresholds, weights=config.annotators, device=scene.device)
         return both(Structure(scene.encode(to_pixels(image))))
 
