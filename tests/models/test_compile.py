@@ -3,11 +3,13 @@
 The backend `aot_eager` traces and partitions forward and backward like the real ones but makes no machine code.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
 import tiny_run
 import torch
+from quantised import adapted, normal_dit
 from streams import At, Residual, extra_keys, tokens
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -83,3 +85,19 @@ def test_a_second_length_makes_graphs_for_all_others() -> None:
     torch._dynamo.reset()
     assert seen == [2, 4, 4]
     assert torch._dynamo.config.recompile_limit >= VARIANTS
+
+
+@pytest.mark.ledger("FS-08")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler")
+def test_machine_code_gives_the_same_numbers() -> None:
+    """One block with its adapters through the whole compiler, the most that a test has time for."""
+    torch._dynamo.reset()
+    compiled, plain = normal_dit(), normal_dit()
+    for dit in (compiled, plain):
+        dit.double_blocks = torch.nn.ModuleList()
+        adapted(dit, targets="blocks")
+    compile_blocks(compiled)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(tokens(0)), plain(tokens(0)), atol=1e-5, rtol=1e-5)
+    torch._dynamo.reset()

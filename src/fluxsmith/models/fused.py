@@ -53,7 +53,7 @@ class NormRotate(torch.autograd.Function):
         inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inverse = inverse.square_().div_(x.shape[-1]).add_(EPS).rsqrt_()  # (B, N, 2, H, 1)
         y = (x * inverse).mul_(scales)
-        turned = torch.view_as_real(torch.view_as_complex(y.unflatten(-1, (-1, 2))) * _turn(pe)).flatten(-2).to(qkv.dtype)
+        turned = _rotated(y, pe).to(qkv.dtype)
         ctx.save_for_backward(qkv, scales, pe, inverse)
         ctx.num_heads = num_heads  # type: ignore[attr-defined]
         return turned[:, :, 0].transpose(1, 2), turned[:, :, 1].transpose(1, 2), heads[:, :, 2].transpose(1, 2)
@@ -63,7 +63,7 @@ class NormRotate(torch.autograd.Function):
         qkv, scales, pe, inverse = ctx.saved_tensors  # type: ignore[attr-defined]
         x = qkv.unflatten(-1, (3, ctx.num_heads, -1))[:, :, :2].float()  # type: ignore[attr-defined]
         grad = torch.stack((grad_q.transpose(1, 2), grad_k.transpose(1, 2)), dim=2).float()  # (B, N, 2, H, D)
-        back = torch.view_as_real(torch.view_as_complex(grad.unflatten(-1, (-1, 2))) * _turn(pe).conj()).flatten(-2)
+        back = _rotated(grad, pe, back=True)
         grad_scales = None
         if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
             grad_scales = (back * x * inverse).sum_to_size(scales.shape).to(scales.dtype)
@@ -73,6 +73,18 @@ class NormRotate(torch.autograd.Function):
         made = torch.addcmul(back, x, along).mul_(inverse)
         whole = torch.cat((made.flatten(2).to(qkv.dtype), grad_v.transpose(1, 2).flatten(2)), dim=-1)
         return whole, grad_scales, None, None
+
+
+def _rotated(x: Tensor, pe: Tensor, *, back: bool = False) -> Tensor:
+    """Pairs of channels (B, N, 2, H, D) turned by the angles of pe, or back."""
+    pairs = x.unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # inductor makes no code for complex numbers
+        cos, sin = pe[:, 0, :, None, None].unbind(-1)
+        one, other = pairs.unbind(-1)
+        sin = -sin if back else sin
+        return torch.stack((one * cos - other * sin, one * sin + other * cos), dim=-1).flatten(-2)
+    turn = _turn(pe)
+    return torch.view_as_real(torch.view_as_complex(pairs) * (turn.conj() if back else turn)).flatten(-2)
 
 
 def _turn(pe: Tensor) -> Tensor:
