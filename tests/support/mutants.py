@@ -66,7 +66,7 @@ def schedule_from_local_step() -> None:
 def no_average() -> None:
     """The average begins anew from the resumed weights."""
     original = checkpoint.restore
-    trainer.restore = lambda folder, params, optimizer, ema: original(folder, params, optimizer, None)
+    trainer.restore = lambda folder, params, optimizer, ema, **more: original(folder, params, optimizer, None, **more)
 
 
 def position_off_by_one() -> None:
