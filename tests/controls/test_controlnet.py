@@ -108,9 +108,11 @@ def test_a_span_is_told_by_the_level_of_the_schedule(start: float, end: float, s
     assert [step for step in range(4) if span.covers(LEVELS[step] - 1e-8)] == steps
 
 
-def test_levels_between_two_steps_belong_to_one_of_them_and_a_single_step_is_the_last() -> None:
-    assert Span(LEVELS, 0.0, 0.4).covers(0.7) is False
-    assert Span(LEVELS, 0.0, 0.4).covers(0.95) is True
+def test_levels_between_two_belong_to_the_step_they_are_in_and_a_single_step_is_the_last() -> None:
+    assert Span(LEVELS, 0.0, 0.3).covers(0.95) is True
+    assert Span(LEVELS, 0.0, 0.3).covers(0.7) is False
+    assert Span(LEVELS, 0.0, 0.4).covers(0.7) is True
+    assert Span(LEVELS, 0.9, 1.0).covers(0.0) is True
     assert Span((1.0, 0.0), 0.0, 0.9).covers(1.0) is False
     assert Span((1.0, 0.0), 0.5, 1.0).covers(1.0) is True
     assert Span().covers(0.5) is True

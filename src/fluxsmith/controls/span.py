@@ -17,7 +17,7 @@ class Span(NamedTuple):
         last = len(self.levels) - 2
         if last < 0:
             return True
-        step = min(sum(level > sigma + ROUNDING for level in self.levels), last)
+        step = min(max(sum(level > sigma - ROUNDING for level in self.levels) - 1, 0), last)  # one between two levels is the earlier's
         place = step / last if last else 1.0
         return self.start - ROUNDING <= place <= self.end + ROUNDING
 
