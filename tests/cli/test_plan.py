@@ -28,6 +28,8 @@ def test_the_recipes_fit_their_cards(card: int, capsys: pytest.CaptureFixture[st
     assert found["settings"]["trained"] == 3_502_080 * 16
     assert "sizes are those of FLUX.1-dev" in found["notes"][0]
     assert f"memory plan for {card} GiB" in found["notes"][1]
+    assert found["rates"]["RTX 4090"]["kind"] == "compute-bound"
+    assert 0.5 < found["rates"]["RTX 4090"]["seconds"] < 5
 
 
 def test_what_does_not_fit_is_exit_3_and_says_what_would_help(capsys: pytest.CaptureFixture[str]) -> None:

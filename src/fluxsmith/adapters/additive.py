@@ -71,5 +71,6 @@ class Additive(PartModule):
 
 def with_magnitude(part: Part, weight: Tensor, per: str, rule: str) -> Part:
     """The part with DoRA's norms of the untouched weight (rows, in): per "output" or "input"."""
-    norm = torch.linalg.vector_norm(weight.detach().float().cpu(), dim=1 if per == "output" else 0, keepdim=True)
+    plain = weight.detach().float()
+    norm = torch.linalg.vector_norm(plain if plain.is_meta else plain.cpu(), dim=1 if per == "output" else 0, keepdim=True)
     return part.having(tensors={**part.tensors, "magnitude": norm}, rule=rule)

@@ -64,6 +64,11 @@ class Size:
         return count(self.shapes)
 
 
+def tiny_params(hidden: int, heads: int, depth: int, depth_single: int) -> FluxParams:
+    """FLUX's structure at another width and depth."""
+    return _params(hidden, heads, depth, depth_single, 32)
+
+
 def _params(hidden: int, heads: int, depth: int, depth_single: int, context: int) -> FluxParams:
     return FluxParams(
         in_channels=64, out_channels=64, vec_in_dim=min(768, hidden), context_in_dim=context, hidden_size=hidden, mlp_hidden=4 * hidden,

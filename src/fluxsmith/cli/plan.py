@@ -31,13 +31,14 @@ def command(
     config = load_config(run, changes or (), plugin_files=plugin or ()).config
     size = _card(card) or config.memory.card
     from fluxsmith.memory.plan import choose
-    from fluxsmith.train.planning import planned, told
+    from fluxsmith.train.planning import planned, rates, told
 
-    found = planned(config, on_card=True if size else None)
+    found = planned(config, on_card=True if size else None, rehearses=True)
     choice = choose(found.job, size) if size else None
     job = choice.job if choice else found.job
     lines = [*found.notes, *(told(choice, size) if choice and size else [])]
     answer = _answer(job, lines, size)
+    answer["rates"] = {name: {"seconds": one.seconds, "kind": one.kind} for name, one in rates(job).items()}
     if as_json:
         print(json.dumps(answer, indent=1))
     else:
@@ -81,6 +82,8 @@ def _show(answer: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     console.print("settings: " + ", ".join(f"{name} {value}" for name, value in answer["settings"].items()), soft_wrap=True)
+    speeds = [f"{name} {one['seconds']:.2f} s ({one['kind']})" for name, one in answer["rates"].items()]
+    console.print(f"a step at 70 % of the peak: {', '.join(speeds)}", soft_wrap=True)
     for line in answer["notes"]:
         console.print(line, soft_wrap=True)
     for change in answer["changes"][:3]:

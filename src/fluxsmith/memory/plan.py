@@ -4,75 +4,29 @@
 is numbers, so any change is tried by `replace`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from fluxsmith.memory.sizes import AUTOENCODER, BYTES, CLIP_L, T5XXL, Counts
+from fluxsmith.memory.job import (
+    GIB,
+    Job,
+    block_bytes,
+    host_weights,
+    stream,
+    streamed_indices,
+    trained_parts,
+    weights,
+    whole,
+)
+from fluxsmith.memory.sizes import BYTES
+from fluxsmith.memory.timeline import PIXEL, cost, hardest, kinds, saved
 
-GIB = 2**30
+__all__ = ["CONTEXT", "GIB", "Change", "Choice", "Job", "Phase", "choose", "cures", "peak", "predict", "saved", "traffic", "whole"]
+
 CONTEXT = GIB // 2  # what a card holds before the first tensor
 PROCESS = 2 * GIB  # Python, torch and its libraries on the host
 RESERVE = int(0.05 * GIB)  # of a card: what the desktop and the allocator's rounding take beside the context
-ROWS = 64  # samples that modulation look-ahead evaluates at once
-KEPT_DOUBLE, KEPT_SINGLE = 14, 12  # streams (tokens x hidden) that a block keeps when nothing is computed again; MLP of 4 x hidden
-SELECTIVE = 9
-WORKING = 10  # streams of gradients and temporaries while one block is differentiated
-SAMPLING = 12  # the same without gradients
-PIXEL = 128 * 4 * 3  # bytes a pixel while the autoencoder works: three maps of 128 channels in fp32
-WEIGHT_ONLY = ("int4", "int2", "nf4")  # their largest layer is unpacked for each product
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run in numbers."""
-
-    counts: Counts
-    base: str = "bf16"
-    """Type of the frozen transformer."""
-    quant: str = ""
-    """Kind of its quantised layers; empty for none."""
-    trained: int = 0
-    """Trained parameters outside the base."""
-    trained_width: int = 4
-    """Bytes of one trained parameter; gradients have the same."""
-    state_bytes: float = 8.0
-    """Optimizer state for one trained parameter."""
-    averages: int = 0
-    """1 with a running average of the weights."""
-    is_full: bool = False
-    """The transformer itself is trained."""
-    is_fused: bool = False
-    """Gradients are freed block by block."""
-    tokens: int = 4608
-    """Text and image tokens of the largest sample."""
-    batch: int = 1
-    side: int = 1024
-    """Pixels of the largest picture's side, as if it were a square."""
-    kept: int = 57
-    """Blocks that keep everything, then those that are selective and offloaded; the rest keeps its boundary."""
-    selective: int = 0
-    offloaded: int = 0
-    streamed: int = 0
-    """Blocks whose weights wait on the host."""
-    slots: int = 2
-    per_unit: int = 1
-    lookahead: bool = True
-    by_host: bool = False
-    """The transformer is put together on the host, because parts of it stay there or the card cannot take all of it."""
-    text: str = "bf16"
-    """Type or kind of the text encoders."""
-    text_weights: int = T5XXL + CLIP_L
-    """Parameters of the text encoders and of the autoencoder."""
-    ae_weights: int = AUTOENCODER
-    live_text: bool = False
-    """They stay in the loop."""
-    caches: bool = True
-    """Latents and text are encoded before training."""
-    encode_batch: int = 8
-    sample_side: int = 0
-    """Largest side of sample pictures; 0 for none."""
-    on_card: bool = True
-    """False: there is no device memory apart from the host's."""
 
 
 class Phase(NamedTuple):
@@ -95,92 +49,10 @@ class Change:
     """Bytes of the highest device peak, or of the named phase."""
 
 
-def width(job: Job) -> float:
-    """Bytes of one weight in the blocks."""
-    return BYTES[job.quant or job.base]
-
-
-def activation_width(job: Job) -> float:
-    """Bytes of one value between layers."""
-    return BYTES[job.base]
-
-
-def stream(job: Job) -> int:
-    """Bytes of all tokens of the batch at the model's width."""
-    return int(job.batch * job.tokens * job.counts.hidden * activation_width(job))
-
-
-def saved(job: Job) -> int:
-    """Bytes that wait on the device for the backward pass."""
-    c, u = job.counts, stream(job)
-    total, extra = len(c.blocks), c.mlp / c.hidden - 4
-    per_block = [KEPT_DOUBLE + extra if i < c.depth else KEPT_SINGLE + extra for i in range(total)]
-    keep = per_block[total - job.kept :] if job.kept else []
-    boundaries = total - job.kept - job.selective - job.offloaded
-    return int(u * (sum(keep) + SELECTIVE * job.selective + boundaries + 1))  # one more: rotary table, rows, the last layer's input
-
-
-def working(job: Job) -> int:
-    """Bytes on top while one block is differentiated: what its recomputation keeps, and gradients."""
-    recomputed = KEPT_DOUBLE if job.kept < len(job.counts.blocks) else 0
-    unpacked = int(2 * job.counts.largest) if job.quant in WEIGHT_ONLY else 0
-    return stream(job) * (recomputed + WORKING) + unpacked
-
-
-def weights(job: Job) -> dict[str, int]:
-    """Device bytes of the transformer by part."""
-    c, w = job.counts, width(job)
-    gone = sum(c.blocks[i] for i in streamed_indices(job))
-    parts = {"blocks": int((sum(c.blocks) - gone) * w), "embedders and last layer": int(c.rest * BYTES[job.base])}
-    if job.streamed:
-        parts["slots"] = int(max(c.blocks) * w * min(job.slots, -(-job.streamed // job.per_unit)) * job.per_unit)
-    if job.lookahead:
-        parts["modulation rows"] = int(ROWS * c.row * activation_width(job))
-    else:
-        parts["modulation"] = int(modulation_bytes(job))
-    return parts
-
-
-def streamed_indices(job: Job) -> list[int]:
-    """Evenly spaced, as `block_swap.evenly`."""
-    total = len(job.counts.blocks)
-    return [(2 * i + 1) * total // (2 * job.streamed) for i in range(job.streamed)]
-
-
-def trained_parts(job: Job) -> dict[str, int]:
-    """Device bytes of what is trained, with gradients and states."""
-    count = job.trained + (job.counts.total if job.is_full else 0)
-    largest = max(job.counts.blocks) + job.counts.modulation // len(job.counts.blocks)
-    grads = min(count, largest) if job.is_fused else count
-    own = 0 if job.is_full else job.trained * job.trained_width
-    return {
-        "trained weights": own + count * job.trained_width * job.averages,
-        "gradients": grads * job.trained_width,
-        "optimizer": int(count * job.state_bytes),
-    }
-
-
-def whole(job: Job) -> int:
-    """Bytes of the transformer as it is stored, wherever it is."""
-    c = job.counts
-    return int(sum(c.blocks) * width(job) + modulation_bytes(job) + c.rest * BYTES[job.base])
-
-
-def modulation_bytes(job: Job) -> float:
-    """nf4 keeps these layers in 8 bits: their outputs scale every token."""
-    return job.counts.modulation * (1.0 if job.quant == "nf4" else width(job))
-
-
-def host_weights(job: Job) -> int:
-    """Bytes of what waits on the host while training."""
-    c = job.counts
-    waiting = sum(c.blocks[i] for i in streamed_indices(job)) * width(job)
-    return int(waiting + (modulation_bytes(job) if job.lookahead else 0) + stream(job) * job.offloaded)
-
-
 def traffic(job: Job) -> tuple[int, float, float]:
     """Streamed blocks, their bytes, and bytes of boundaries that wait on the host: what `rate.moved_bytes` takes."""
-    gone = sum(job.counts.blocks[i] for i in streamed_indices(job)) * width(job)
+    sizes = block_bytes(job)
+    gone = float(sum(sizes[i] for i in streamed_indices(job)))
     return job.streamed, gone, float(stream(job) * job.offloaded)
 
 
@@ -190,11 +62,14 @@ def predict(job: Job) -> list[Phase]:
     ae_bytes = job.ae_weights * 4
     model, training = weights(job), trained_parts(job)
     resting = PROCESS + host_weights(job)
+    states = int((job.trained or job.counts.total) * job.state_bytes) if job.states_on_host else 0
     encoders = {"text encoders": text_bytes} if job.live_text else {}
-    drawing = {"autoencoder": ae_bytes} if job.sample_side else {}
+    drawing = {"autoencoder": ae_bytes} if job.sample_side or job.encodes_condition else {}
     loop = {**model, **training, **encoders, **drawing}
-    one = stream(replace(job, batch=1))
-    sample = one * (job.sample_side or 1) ** 2 // max(1, job.side**2) * SAMPLING
+    if job.control_weights:
+        loop["control models"] = job.control_weights
+    drawn = replace(job, batch=1, tokens=max(1, job.tokens + (job.sample_side**2 - job.side**2) // 256))
+    sample = int(max(cost(drawn, kind, "boundary")[1] for kind in kinds(job.counts)) + 2 * stream(drawn))
     decode = PIXEL * min(job.sample_side, 1536) ** 2  # larger pictures are decoded in tiles
     phases: list[tuple[str, dict[str, int], int]] = []
     if job.caches:
@@ -203,11 +78,13 @@ def predict(job: Job) -> list[Phase]:
         captions = {"autoencoder": ae_bytes, "text encoders": text_bytes, "captions": job.encode_batch * 512 * 10_240 * 2 * 3}
         phases.append(("encode captions", captions, PROCESS))
     phases += _loading(job, model, encoders)
-    phases.append(("train", {**loop, "activations": saved(job), "one block": working(job)}, resting))
+    moment = hardest(job)
+    step = {"activations": int(moment.held), "one block": int(moment.working), "gradients": int(moment.gradients)}
+    phases.append(("train", {**loop, **step}, resting + states))
     if job.sample_side:
-        phases.append(("sample", {**loop, "picture": max(sample, decode)}, resting))
+        phases.append(("sample", {**loop, "picture": max(sample, decode)}, resting + states))
     saving = (job.trained or job.counts.total) * (4 + int(job.state_bytes))
-    phases.append(("save", loop, resting + saving))
+    phases.append(("save", loop, resting + saving + states))
     return [_phase(job, *phase) for phase in phases]
 
 
@@ -275,15 +152,23 @@ def choose(job: Job, card: float) -> Choice:
 
 def _filled(job: Job, budget: int) -> Choice:
     """Every block recomputed fits: what is left is filled with blocks that keep more, selective ones first."""
-    total, left, u = len(job.counts.blocks), budget - peak(job, "train"), stream(job)
-    selective = min(total, left // (u * (SELECTIVE - 1)))
+    total = len(job.counts.blocks)
+    selective = _most(total, lambda n: peak(replace(job, selective=n), "train") <= budget)
     kept = 0
     if selective == total:
-        left -= total * u * (SELECTIVE - 1)
-        kept = min(total - 1, int(left // (u * (KEPT_DOUBLE - SELECTIVE))))
+        kept = _most(total - 1, lambda n: peak(replace(job, kept=n, selective=total - n), "train") <= budget)
         selective = total - kept
     why = f"{total - kept - selective} blocks are recomputed from their inputs, {selective} keep their products, {kept} keep everything"
     return Choice(replace(job, kept=kept, selective=selective), True, (why,))
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `limit` that fits; 0 fits."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def cures(job: Job, phase: str = "train") -> list[Change]:
@@ -310,8 +195,8 @@ def _ideas(job: Job) -> list[tuple[bool, str, dict[str, Any]]]:
         (is_frozen and job.offloaded < total, "memory.checkpointing_offload = true", {**recomputed, "offloaded": total}),
         (is_frozen and job.streamed < half, f"memory.stream_blocks = {half}", {**streamed, "streamed": half}),
         (is_frozen and job.streamed < total, 'memory.stream_blocks = "all"', {**streamed, "streamed": total}),
-        (is_frozen and not job.quant, 'quant = { type = "int8" }', {"quant": "int8"}),
-        (is_frozen and not job.quant, 'quant = { type = "nf4" }', {"quant": "nf4"}),
+        (is_frozen and not job.quant, 'quant = { type = "int8" }', {"quant": "int8", "stored": None}),
+        (is_frozen and not job.quant, 'quant = { type = "nf4" }', {"quant": "nf4", "stored": None}),
         (BYTES[job.text] > 1, "quant.text_encoders = true", {"text": "int8"}),
         (job.side > 512, "a smaller data.resolution (512)", {"side": 512, "tokens": smaller}),
         (job.base == "fp32", "train.base_dtype = bf16", {"base": "bf16"}),

@@ -81,6 +81,10 @@ class Counts(NamedTuple):
     """Double blocks."""
     largest: int
     """Weights of the largest single layer."""
+    head: int = 128
+    """Channels of an attention head."""
+    channels: int = 64
+    """Of a packed latent."""
 
     @property
     def total(self) -> int:
@@ -110,5 +114,16 @@ def count(shapes: Shapes) -> Counts:
     doubles = [key for key in ordered if key[0] == "double"]
     hidden = shapes["img_in.weight"][0]
     mlp = shapes["double_blocks.0.img_mlp.0.weight"][0] if doubles else shapes["single_blocks.0.linear1.weight"][0] - 3 * hidden
+    head = next((shape[0] for name, shape in shapes.items() if name.endswith("query_norm.scale")), 128)
     in_blocks = [math.prod(shape) for name, shape in shapes.items() if BLOCK.match(name) and not MODULATION.search(name)]
-    return Counts(tuple(blocks[key] for key in ordered), modulation, rest, hidden, mlp, len(doubles), max(in_blocks, default=0))
+    return Counts(
+        tuple(blocks[key] for key in ordered),
+        modulation,
+        rest,
+        hidden,
+        mlp,
+        len(doubles),
+        max(in_blocks, default=0),
+        head,
+        shapes["img_in.weight"][1],
+    )

@@ -20,17 +20,19 @@ from fluxsmith.io.header import read_header
 from fluxsmith.io.shards import shard_paths
 from fluxsmith.memory.block_swap import streaming
 from fluxsmith.memory.checkpoint import modes_of
-from fluxsmith.memory.plan import GIB, Choice, Job, choose, cures, peak, predict, whole
+from fluxsmith.memory.plan import GIB, Choice, Job, choose, cures, peak, predict, traffic, whole
+from fluxsmith.memory.rate import CARDS, Rate, moved_bytes, rate, step_work
 from fluxsmith.memory.sizes import AUTOENCODER, BYTES, CLIP_L, FORMS, MODULATION, T5XXL, Shapes, count, shapes_of
 from fluxsmith.models.files import locate
 from fluxsmith.models.packing import token_count
 from fluxsmith.train.lookahead import EMBEDDERS
+from fluxsmith.train.plan_sizes import Sizes, control_sizes, stored, trained_sizes
+from fluxsmith.train.rehearsal import Rehearsed, rehearse
+from fluxsmith.train.trained import DTYPES
 
 PREFIXES = ("", "model.diffusion_model.")
 STATES: Mapping[str, float] = {"sgd": 0.0, "lion": 4.0, "adafactor": 0.1, "prodigy": 16.0, "muon": 4.0, "adamw_bf16": 4.0}
 """Bytes of optimizer state for one fp32 parameter; two moments (8) where a name is not here."""
-FACTORS: Mapping[str, float] = {"lora": 1.0, "dora": 1.0, "loha": 2.0}
-"""Factors of rank r for one layer, as multiples of LoRA's; other kinds are taken as LoRA's of the same rank."""
 ADDITIVE = ("lora", "lokr", "loha", "full")  # kinds that leave the base product alone
 
 
@@ -74,36 +76,67 @@ def _elements(config: RunConfig, role: str, otherwise: int) -> int:
         return otherwise
 
 
-def planned(config: RunConfig, *, on_card: bool | None = None, shapes: Shapes | None = None) -> Planned:
+def planned(
+    config: RunConfig, *, on_card: bool | None = None, shapes: Shapes | None = None, rehearses: bool = False
+) -> Planned:  # fmt: skip
     """The job of a config. `on_card`: a card is there, or planned for; by default where the run would go.
 
-    `shapes` of the transformer, where they are known without its file.
+    `shapes` of the transformer, where they are known without its file. `rehearses`: blocks run once on tensors without memory, which takes
+    a second or two and makes the prediction exact for any adapter; without it their costs are those of a LoRA.
     """
     card = on_card if on_card is not None else config.train.device != "cpu" and torch.cuda.is_available()
     shapes, note = model_shapes(config) if shapes is None else (shapes, "")
-    notes = [note] if note else []
-    counts, memory = count(shapes), config.memory
+    memory, counts = config.memory, count(shapes)
     total = len(counts.blocks)
     modes = modes_of(memory, counts.depth, total - counts.depth)
     how = streaming(memory, counts.depth, total - counts.depth)
     is_full = config.adapter is None and not config.control and "dit" in config.train.components
     base = _base(config, on_card=card, is_full=is_full)
-    targets, encoders = _targets(config, shapes), encoder_sizes(config)
-    trained, guess = _trained(config, targets)
-    side, batch, tokens = _largest(config)
-    is_ahead = counts.modulation > 0 and _is_ahead(config, targets, on_card=card)
+    encoders, side, batch, tokens = encoder_sizes(config), *_largest(config)
+    targets = _targets(config, shapes)
+    known = _factors(config, targets)
+    is_quick = known is not None and not rehearses
+    trained = Sizes(None, known or 0) if is_quick else trained_sizes(config, shapes, base=base, is_full=is_full, known=known)
+    control = control_sizes(config, shapes, base)
     trained_width = 4 if config.train.weights_dtype == "fp32" else 2
     job = Job(
-        counts, base, "" if config.quant is None else str(config.quant.model_dump()["type"]).replace("none", ""), trained,
+        counts, base, _kind(config), trained.adapters + control.trained,
         trained_width=trained_width, state_bytes=_states(config) * trained_width / 4, averages=int(config.train.ema is not None),
         is_full=is_full, is_fused=memory.fused_update != "off", tokens=tokens, batch=batch, side=side,
         kept=modes.count("keep"), selective=modes.count("selective"), offloaded=modes.count("offloaded"),
-        streamed=len(how.indices), slots=how.slots, per_unit=how.per_unit, lookahead=is_ahead, text=_text(config, on_card=card),
-        live_text=config.cache.text == "off", caches="off" not in (config.cache.latents, config.cache.text),
+        streamed=len(how.indices), slots=how.slots, per_unit=how.per_unit,
+        lookahead=counts.modulation > 0 and _is_ahead(config, targets, on_card=card), text=_text(config, on_card=card),
+        live_text=config.cache.text == "off" or trained.has_text, caches="off" not in (config.cache.latents, config.cache.text),
         encode_batch=config.cache.batch_size, sample_side=max((max(s.width, s.height) for s in config.sample), default=0), on_card=card,
-        text_weights=encoders["text"], ae_weights=encoders["ae"],
+        text_weights=encoders["text"], ae_weights=encoders["ae"], stored=stored(config, shapes, base), control_weights=control.weights,
+        control_blocks=control.blocks,
+        control_held=control.held * batch * side**2, encodes_condition=control.encodes,
+        live_activations=trained.text_activations(batch), update=_update(config, on_card=card),
+        states_on_host=memory.optimizer_offload != "off",
     )  # fmt: skip
-    return Planned(replace(job, by_host=by_host(config, job, _free(on_card=card))), (*notes, *guess))
+    if rehearses and trained.dit is not None:
+        how_many = Rehearsed(DTYPES[base], card, tokens, batch)
+        job = replace(job, costs=rehearse(config, trained.dit, how_many))
+    return Planned(replace(job, by_host=by_host(config, job, _free(on_card=card))), (note,) if note else ())
+
+
+def _factors(config: RunConfig, targets: Sequence[Target]) -> int | None:
+    """Weights of a plain LoRA on the transformer, or of no adapter; None where shapes have to tell."""
+    adapter = config.adapter
+    if adapter is None:
+        return 0
+    if not isinstance(adapter, AdapterConfig) or adapter.text_encoders or adapter.model_dump()["type"] != "lora":
+        return None
+    return sum(target.rank * (target.layer.in_features + target.rows[1] - target.rows[0]) for target in targets)
+
+
+def _kind(config: RunConfig) -> str:
+    return "" if config.quant is None else str(config.quant.model_dump()["type"]).replace("none", "")
+
+
+def _update(config: RunConfig, *, on_card: bool) -> float:
+    """torch's optimizers work on all tensors at once on a card, with one temporary of their size."""
+    return 1.0 if on_card and config.optim.model_dump()["type"] == "torch" and config.memory.fused_update == "off" else 0.0
 
 
 def by_host(config: RunConfig, job: Job, free: int | None) -> bool:
@@ -128,11 +161,18 @@ def apply(config: RunConfig, bus: Bus) -> RunConfig:
     if card is None:
         bus.send(Warned('memory.plan = "auto" has nothing to do: there is no card, and memory.card names none'))
         return config
-    job = planned(config, on_card=True).job
+    job = planned(config, on_card=True, rehearses=True).job
     choice = choose(job, card)
     for line in told(choice, card):
         bus.send(Warned(line))
     return with_choice(config, choice)
+
+
+def rates(job: Job) -> dict[str, Rate]:
+    """Predicted seconds a step on cards that are known, from FLOPs and bytes over the bus."""
+    again = 1 - (job.kept + job.selective) / len(job.counts.blocks)
+    work = step_work(job.counts, job.tokens, job.batch, trains_base=job.is_full, recomputed=again)
+    return {name: rate(work, card, job.quant, moved_bytes(*traffic(job))) for name, card in CARDS.items()}
 
 
 def told(choice: Choice, card: float) -> list[str]:
@@ -195,20 +235,6 @@ def _targets(config: RunConfig, shapes: Shapes) -> list[Target]:
     matrices = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2}
     layers = [Layer(f"dit.{name}", shape[1], shape[0]) for name, shape in matrices.items()]
     return select(adapter, layers, split=bool(adapter.model_dump().get("split_qkv")))
-
-
-def _trained(config: RunConfig, targets: Sequence[Target]) -> tuple[int, list[str]]:
-    """Trained parameters beside the base, and a note where they are a guess."""
-    adapter = config.adapter
-    if not isinstance(adapter, AdapterConfig):
-        return 0, []
-    kind = str(adapter.model_dump()["type"])
-    sizes = [t.rank * (t.layer.in_features + t.rows[1] - t.rows[0]) for t in targets]
-    norms = sum(t.rows[1] - t.rows[0] for t in targets) if kind == "dora" else 0
-    notes = [] if kind in FACTORS else [f"a {kind} adapter is taken to be as large as a LoRA of its rank"]
-    if adapter.text_encoders:
-        notes.append("adapters of text encoders are not counted")
-    return int(sum(sizes) * FACTORS.get(kind, 1.0)) + norms, notes
 
 
 def _is_ahead(config: RunConfig, targets: Sequence[Target], *, on_card: bool) -> bool:
