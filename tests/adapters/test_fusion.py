@@ -100,11 +100,8 @@ def test_what_cannot_be_fused(files: dict[str, Path]) -> None:
     fusion, dit = load_fusion(files["fusion"]), tiny_run.random_dit()
     with pytest.raises(ConfigError, match="no LoRAs to fuse"):
         fusion.attach([])
-    layer = dit.get_submodule(LACKED)
-    part = Part("", 0, tiny_run.HIDDEN, "ia3", {"weight": torch.ones(tiny_run.HIDDEN, 1), "on_input": torch.tensor(False)}, 1.0)
-    scales = from_state(AdapterState({f"dit.{LACKED}": LayerState((part,), tiny_run.HIDDEN)}), {f"dit.{LACKED}": layer})  # type: ignore[dict-item]  # a Linear
     with pytest.raises(ConfigError, match=rf"(?s)only LoRAs that add.*LoRA 1 of 1 is ia3 at dit\.{LACKED}"):
-        fusion.attach([scales])
+        fusion.attach([scales(dit)])
     other = LoraFusion({name: merger.bias.numel() + 1 for name, merger in fusion.model_dict.items()})  # type: ignore[operator, union-attr]  # Mergers
     _, loras = loaded(files, "a")
     with pytest.raises(ModelFileError, match="another size"):
@@ -129,8 +126,20 @@ def test_pictures(files: dict[str, Path]) -> None:
     early.fuse_loras(files["fusion"])
     early.load_lora(files["b"], 0.5)
     assert torch.equal(latents(early), fused)
+    with pytest.raises(ConfigError, match="only LoRAs that add"):
+        pipeline.add_lora(scales(pipeline.models.dit))  # type: ignore[arg-type]  # it is loaded
+    assert torch.equal(latents(pipeline), fused)  # as if it had not been tried
     pipeline.clear_loras()
     assert torch.equal(latents(pipeline), base)
+
+
+def scales(dit: FluxDiT) -> AdapterSet:
+    """An (IA)3 of one layer, attached."""
+    part = Part("", 0, tiny_run.HIDDEN, "ia3", {"weight": torch.ones(tiny_run.HIDDEN, 1), "on_input": torch.tensor(False)}, 1.0)
+    path = f"dit.{LACKED}"
+    made = from_state(AdapterState({path: LayerState((part,), tiny_run.HIDDEN)}), {path: block_layers(dit)[LACKED]}, name="scales")
+    made.attach()
+    return made
 
 
 def test_the_published_file_builds(manifests_root: Path) -> None:

@@ -25,7 +25,7 @@ from fluxsmith.models.qwen_input import PICTURE, QwenText, positions
 from fluxsmith.models.qwen_vl import QwenVL, load_qwen, load_qwen_text
 from fluxsmith.models.stream import Tokens, Window
 
-SIZES = MergerParams(tiny_qwen.HIDDEN, 24, 1, 2, 1, 40, tiny_run.TEXT)
+SIZES = MergerParams(tiny_qwen.HIDDEN, 24, 1, 2, 1, 40, tiny_run.TEXT, (2, 3, 3))
 COUNT = 81
 
 

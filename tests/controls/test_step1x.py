@@ -146,6 +146,11 @@ def test_what_is_missing_is_told_before_weights_are_read(folder: Path) -> None:
         load(folder, qwen="")
     with pytest.raises(ConfigError, match="no picture to change"):
         latents(load(folder, {"type": "step1x", "heads": 2}))
+    section = model_section(folder)
+    with pytest.raises(ConfigError, match=r'(?s)model\.type is flux1.*write model\.type = "step1x"'):
+        Pipeline.load({**section, "path": str(folder / "step1x.safetensors")}, device="cpu")
+    with pytest.raises(ConfigError, match=r'(?s)model\.type is step1x.*write model\.type = "flux1"'):
+        load(folder, edit(), path=section["path"])
     with pytest.raises(ConfigError, match="needs Step1X-Edit's transformer"):
         Pipeline.load(model_section(folder), controls=[edit()], device="cpu")
     with pytest.raises(ModelFileError, match="connector"):

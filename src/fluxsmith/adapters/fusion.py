@@ -72,7 +72,7 @@ class LoraFusion(nn.Module):
 
         Raises ConfigError for an adapter that does not simply add to a layer, ModelFileError for another model's mergers.
         """
-        self._check(loras)
+        self.check(loras)
         for path, base in {path: base for lora in loras for path, base in lora.bases.items() if path in self.paths}.items():
             merger = self._merger(path)
             there = {lora.name: base.adapters[lora.name] for lora in loras if lora.name in base.adapters}
@@ -101,7 +101,8 @@ class LoraFusion(nn.Module):
             raise TypeError(path)
         return merger
 
-    def _check(self, loras: Sequence[AdapterSet]) -> None:
+    def check(self, loras: Sequence[AdapterSet]) -> None:
+        """Raise what `attach` would; nothing is changed."""
         if not loras:
             raise ConfigError("there are no LoRAs to fuse", fix="load two or more first")
         for number, lora in enumerate(loras, start=1):

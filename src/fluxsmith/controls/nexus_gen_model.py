@@ -39,10 +39,18 @@ class MergerParams:
     kv_heads: int
     inner: int
     width: int
+    sections: tuple[int, ...] = ()
+    """Pairs of a head that turn with time, row and column: by default one part in four, and the rest halved (16, 24, 24)."""
     theta: float = 1e6
 
+    def __post_init__(self) -> None:
+        if not self.sections:
+            pairs = self.states // self.heads // 2
+            rows = (pairs - pairs // 4) // 2
+            object.__setattr__(self, "sections", (pairs // 4, rows, pairs - pairs // 4 - rows))
+
     @classmethod
-    def from_shapes(cls, shapes: Shapes, heads: int | None = None) -> "MergerParams":
+    def from_shapes(cls, shapes: Shapes, heads: int | None = None, sections: Sequence[int] | None = None) -> "MergerParams":
         """Read sizes; heads are 128 wide unless given. Raises ModelFileError where a key that carries a size is missing."""
         try:
             mlp_hidden, states = shapes["layers.0.mlp.gate_proj.weight"]
@@ -55,14 +63,7 @@ class MergerParams:
             why = f"{states} features do not divide into {heads or 'heads of 128'}"
             raise ConfigError("the merger's heads do not fit", why=why, fix="set control.heads")
         layers = 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("layers."))
-        return cls(states, mlp_hidden, layers, heads, kv // (states // heads), inner, width)
-
-    @property
-    def sections(self) -> tuple[int, int, int]:
-        """Pairs of a head that turn with time, row and column: one part in four, the rest halved (16, 24, 24)."""
-        pairs = self.states // self.heads // 2
-        time = pairs // 4
-        return time, (pairs - time) // 2, pairs - time - (pairs - time) // 2
+        return cls(states, mlp_hidden, layers, heads, kv // (states // heads), inner, width, tuple(sections or ()))
 
 
 class Norm(nn.Module):
@@ -191,11 +192,16 @@ def load_adapter(path: Path | str, *, device: torch.device | str = "cpu", dtype:
 
 
 def load_merger(
-    path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, heads: int | None = None
+    path: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    heads: int | None = None,
+    sections: Sequence[int] | None = None,
 ) -> Merger:
     """From the editing decoder's file, in eval mode. Raises ModelFileError for a file without one, or a broken one."""
     with opened(path, "editing_adapter") as file:
-        net = meta(lambda: Merger(MergerParams.from_shapes(file.shapes, heads)))
+        net = meta(lambda: Merger(MergerParams.from_shapes(file.shapes, heads, sections)))
         check_keys(shapes_of(net), file.shapes, file.where)
         fill(net, {key: source.read for key, source in file.tensors.items()}, device=device, dtype=dtype)
         finish(net)

@@ -23,6 +23,7 @@ from fluxsmith.models.files import ModelFiles, locate
 from fluxsmith.models.stream import Conditioner
 
 IMPLIED = {384: "fill", 196: "flex2"}  # input features of a transformer -> the control without which it cannot be called
+ALONE = "step1x"  # the family whose transformer knows no other text than its connector's
 WIDENING = "img_in.lora_A.weight"  # what only BFL's control LoRAs have
 NEEDS = {128: ("structure", "a canny or depth picture"), **{width: (name, "") for width, name in IMPLIED.items()}}
 
@@ -73,8 +74,11 @@ def control_section(entry: ControlConfig | Mapping[str, Any]) -> ControlConfig:
 
 
 def ground_of(files: ModelFiles, facts: FamilyFacts) -> Ground:
-    """What the header of the transformer's file tells."""
+    """What the header of the transformer's file tells. Raises ConfigError where only one of file and model section is Step1X-Edit's."""
     found = identify(files.path("dit"))
+    if found.family != facts.name and ALONE in (found.family, facts.name):
+        fix = f'write model.type = "{found.family}"' if found.family in (ALONE, "flux1", "chroma") else "give the right file"
+        raise ConfigError(f"this is {found.describe()}, and model.type is {facts.name}", where=str(files.path("dit")), fix=fix)
     channels = int(found.sizes.get("in_channels") or 64)
     return Ground(family=facts.name, in_channels=channels, roles=facts.roles, implies=facts.implies)
 

@@ -126,9 +126,16 @@ class Pipeline:
         self.add_lora(made)
 
     def add_lora(self, made: AdapterSet) -> None:
-        """Take an attached adapter into the pipeline's own, so that it is fused and cleared with them."""
+        """Take an attached adapter into the pipeline's own, so that it is fused and cleared with them.
+
+        Raises ConfigError if it cannot be fused where the others are; it is detached then.
+        """
+        try:
+            self._fuse(self.fusion, [*self.loras, made])
+        except (ConfigError, ModelFileError):
+            made.detach()
+            raise
         self.loras.append(made)
-        self._fuse()
         self._see_width()
 
     def fuse_loras(self, path: str | Path) -> None:
@@ -139,16 +146,15 @@ class Pipeline:
         if self.residency is not None:
             raise ConfigError("LoRAs are fused before the first picture where vram_limit is set", fix="load the pipeline anew")
         like = next(self._dit().parameters())
-        fusion = load_fusion(resolve(path, "lora_fusion"), device=like.device, dtype=like.dtype)
-        if self.fusion is not None:
-            self.fusion.detach()
-        self.fusion = fusion
-        self._fuse()
+        self._fuse(load_fusion(resolve(path, "lora_fusion"), device=like.device, dtype=like.dtype), self.loras)
 
-    def _fuse(self) -> None:
-        if self.fusion is not None:
-            self.fusion.detach()
-            self.fusion.attach(self.loras)
+    def _fuse(self, fusion: LoraFusion | None, loras: Sequence[AdapterSet]) -> None:
+        if fusion is not None:
+            fusion.check(loras)
+            if self.fusion is not None:
+                self.fusion.detach()
+            fusion.attach(loras)
+            self.fusion = fusion
 
     def clear_loras(self) -> None:
         """Take all LoRAs out again, and what fused them; the model is as it was loaded."""
