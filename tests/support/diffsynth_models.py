@@ -26,12 +26,13 @@ from fluxsmith.io.keymaps.diffsynth import NEXUS_GEN
 from fluxsmith.io.safetensors import save_weights
 
 SMALL_HEADS = {  # constants to patch: real heads are 128 wide, those of the stand-ins are not
+    "fluxsmith.controls.infiniteyou_model.HEAD": 8,
     "fluxsmith.controls.lora_encoder_model.HEAD": tiny_run.TEXT // 2,
     "fluxsmith.controls.step1x_model.HEAD": tiny_run.TEXT // 2,
     "fluxsmith.controls.nexus_gen_model.HEAD": tiny_qwen.HIDDEN // 2,
 }
 CONNECTOR = ConnectorParams(tiny_qwen.HIDDEN, tiny_run.TEXT, 24, tiny_run.TEXT, 2, 2)
-MERGER = MergerParams(tiny_qwen.HIDDEN, 24, 1, 2, 1, 40, tiny_run.TEXT)
+MERGER = MergerParams(tiny_qwen.HIDDEN, 24, 1, 2, 1, 40, tiny_run.TEXT, (2, 3, 3))
 
 
 def write_all(root: Path) -> Path:
@@ -84,6 +85,7 @@ def _controlnets(root: Path) -> None:
     infinite = root / "ByteDance/InfiniteYou/infu_flux_v1.0/aes_stage2"
     net_files.controlnet_file(_place(infinite / "InfuseNetModel/diffusion_pytorch_model-00001-of-00001.safetensors"), seed=4)
     net_files.face_projector_file(infinite / "image_proj_model.safetensors")
+    as_pickle(infinite / "image_proj_model.safetensors")
 
 
 def _encoders(root: Path) -> None:
@@ -108,6 +110,7 @@ def _loras(root: Path) -> None:
             "cancel13/cxsk/30",
             "DiffSynth-Studio/ArtAug-lora-FLUX.1dev-v1/merged_lora",
             "DiffSynth-Studio/Eligen/model_bf16",
+            "HuanJue/Insert-Anything/20250321_steps5000_pytorch_lora_weights",
         )
     ):
         write_lora(_place(root / f"{name}.safetensors"), dit, seed=seed + 20)

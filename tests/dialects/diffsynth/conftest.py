@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import diffsynth_models
 import diffsynth_tiny
 import pytest
 from PIL import Image
@@ -13,6 +14,11 @@ from fluxsmith.dialects.diffsynth import FluxImagePipeline
 @pytest.fixture(scope="session")
 def models_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return diffsynth_tiny.write_models(tmp_path_factory.mktemp("diffsynth"))
+
+
+@pytest.fixture(scope="session")
+def all_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return diffsynth_models.write_all(tmp_path_factory.mktemp("all"))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import torch
 from diffsynth_tiny import FILES, SHORT
 from PIL import Image
 
-from fluxsmith.dialects.diffsynth import ControlNetInput, FluxImagePipeline, ModelConfig
+from fluxsmith.dialects.diffsynth import Annotator, ControlNetInput, FluxImagePipeline, ModelConfig
 from fluxsmith.errors import ConfigError
 
 Load = Callable[..., FluxImagePipeline]
@@ -19,11 +19,6 @@ UNION, INPAINT = "InstantX/FLUX.1-dev-Controlnet-Union-alpha", "alimama-creative
 INFINITE = "ByteDance/InfiniteYou"
 DEV = f"{diffsynth_tiny.DEV}:{FILES[0]}"
 NET = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def all_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return diffsynth_models.write_all(tmp_path_factory.mktemp("all"))
 
 
 @pytest.fixture(scope="module")
@@ -287,3 +282,51 @@ def test_several_at_once_and_within_a_limit(load: Load) -> None:
     expected = latents(load(*names), **options)
     for limit in (0.0, 50.0):
         assert torch.allclose(latents(load(*names, vram_limit=limit), **options), expected, atol=1e-5)
+
+
+@pytest.mark.ledger("DS-36")
+def test_insert_anything_changes_the_place_alone(load: Load, all_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxsmith.dialects.diffsynth.insert_anything.SIDE", 32)
+    redux = "black-forest-labs/FLUX.1-Redux-dev"
+    encoders = (f"{redux}:image_encoder/model.safetensors", f"{redux}:image_embedder/diffusion_pytorch_model.safetensors")
+    pipe = load(*encoders, dit="black-forest-labs/FLUX.1-Fill-dev:flux1-fill-dev.safetensors")
+    room, thing, place = shown(1, (96, 64)), shown(2, (40, 60)), Image.new("L", (96, 64))
+    place.paste(255, (60, 30, 70, 40))
+    shape = Image.new("L", (40, 60))
+    shape.paste(255, (10, 10, 30, 50))
+    given = {"insert_anything_source_image": room, "insert_anything_source_mask": place, "insert_anything_ref_image": thing}
+    made = pipe(**{**SHORT, **given, "insert_anything_ref_mask": shape})
+    assert made.size == room.size
+    changed = torch.tensor([one != other for one, other in zip(made.get_flattened_data(), room.get_flattened_data(), strict=True)])  # type: ignore[attr-defined]
+    rows, columns = changed.reshape(64, 96).nonzero(as_tuple=True)
+    assert 15 < columns.min() < 60 < 70 < columns.max()
+    assert columns.min() > 0
+    with pytest.raises(ConfigError, match="insert_anything_ref_mask is missing"):
+        pipe(**SHORT, **given)
+    with pytest.raises(ConfigError, match=r"ref_mask has 96 x 64 pixels, its picture 40 x 60"):
+        pipe(**SHORT, **given, insert_anything_ref_mask=place)
+    with pytest.raises(ConfigError, match="insert_anything_ref_mask marks nothing"):
+        pipe(**SHORT, **given, insert_anything_ref_mask=Image.new("L", (40, 60)))
+
+
+def test_annotators_of_the_same_size() -> None:
+    image = shown(1)
+    assert Annotator("tile")(image).tobytes() == image.tobytes()
+    edges = Annotator("canny", detect_resolution=64)(image)
+    assert edges.size == image.size
+    assert edges.tobytes() != Annotator("canny")(image).tobytes()
+    assert Annotator("depth", skip_processor=True)(image).tobytes() == image.tobytes()
+    with pytest.raises(ConfigError, match="no annotator is called sketch"):
+        Annotator("sketch")
+
+
+def test_blocks_are_compiled(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: seen.append(options))
+    pipe = load()
+    pipe.compile_pipeline(dynamic=False)
+    assert seen == [{"mode": "default", "dynamic": False, "fullgraph": False}] * 2
+    with pytest.raises(ConfigError, match="no network nothing"):
+        pipe.compile_pipeline(compile_models=["nothing"])
+    with pytest.raises(ConfigError, match="timestep LoRAs"):
+        pipe.load_timestep_lora("x")

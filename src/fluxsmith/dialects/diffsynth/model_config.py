@@ -76,9 +76,13 @@ class ModelConfig:
         return fetch(model_id, pattern, source=source, root=root, skip=self.skip_download)  # type: ignore[arg-type]  # checked there
 
     def weights(self) -> list[Path]:
-        """The weights among `files`: configs, tokenizers and the like beside them left out."""
-        inside = (path for file in self.files() for path in (sorted(file.iterdir()) if file.is_dir() else (file,)))
-        return [path for path in inside if path.suffix in WEIGHTS]
+        """The weights among `files`: configs, tokenizers, and pickles whose safetensors is there too, are left out."""
+        inside = [path for file in self.files() for path in (sorted(file.iterdir()) if file.is_dir() else (file,))]
+        return [path for path in inside if path.suffix == ".safetensors" or self._is_alone(path, inside)]
+
+    @staticmethod
+    def _is_alone(path: Path, others: Sequence[Path]) -> bool:
+        return path.suffix in WEIGHTS and path.with_suffix(".safetensors") not in others
 
     def folder(self) -> Path:
         """The folder of a tokenizer or processor."""
@@ -109,6 +113,11 @@ class ControlNetInput:
     inpaint_image: Image.Image | None = None
     inpaint_mask: Image.Image | None = None
     processor_id: str | None = None
+
+
+def download_customized_models(model_id: str, origin_file_path: str, local_dir: str | Path) -> list[str]:
+    """A file of a repository, downloaded into a folder of its own if it is not there; its path in a list, as older scripts take it."""
+    return [str(path) for path in fetch(model_id, origin_file_path, root=Path(local_dir))]
 
 
 def _there(path: Path) -> Path:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fluxsmith.dialects.diffsynth import insert_anything
 from fluxsmith.dialects.diffsynth.call import Call, taking
 from fluxsmith.dialects.diffsynth.held import Held, HeldSeveral
 from fluxsmith.dialects.diffsynth.loaded import Loaded, load
@@ -54,9 +55,14 @@ class FluxImagePipeline:
     @taking(Call)
     def __call__(self, call: Call) -> Image.Image:
         """Draw one picture. Raises one ConfigError with everything that cannot be done."""
-        problems = tuple(call.problems())
+        problems = (*call.problems(), *insert_anything.problems(call))
         if problems:
             raise ConfigError(str(problems[0]), problems=problems)
+        pair = insert_anything.pair_of(call)
+        return self._drawn(call) if pair is None else pair.pasted(self._drawn(pair.call))
+
+    @torch.no_grad()
+    def _drawn(self, call: Call) -> Image.Image:
         native = self.native
         native.controls = controls_of(call, self.loaded.templates)
         if native.models.tokenizers is not None:
@@ -67,10 +73,9 @@ class FluxImagePipeline:
             width, height = call.size
             started = self.management.start(self.loaded.models, self.loaded.controls(), self.loaded.refill, pixels=width * height)
             native.residency = started  # type: ignore[assignment]  # it has what is asked of one
-        with torch.no_grad():
-            request = native.completed(request)
-            latents = native.latents(request, _progress(call, request))
-            return to_image(native.decode(latents, request)[0])
+        request = native.completed(request)
+        latents = native.latents(request, _progress(call, request))
+        return to_image(native.decode(latents, request)[0])
 
     def request(self, call: Call) -> Request:
         """The native request of a call."""
@@ -186,6 +191,11 @@ class FluxImagePipeline:
     def enable_cpu_offload(self) -> None:
         """The older name of `enable_vram_management()`."""
         self.enable_vram_management()
+
+    def load_timestep_lora(self, lora_config: LoraSource, alpha: float = 2.0) -> None:
+        """Not yet: LoRAs whose strength follows the noise level (MultiAlign)."""
+        fix = "load a plain LoRA with pipe.load_lora, or use the model without it"
+        raise ConfigError("timestep LoRAs cannot be used yet", why="their factors depend on the noise level", fix=fix)
 
     def load_models_to_device(self, model_names: Sequence[str] = ()) -> None:
         """Nothing to do: a call brings each part to the device when its turn comes."""
