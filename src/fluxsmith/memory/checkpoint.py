@@ -33,8 +33,7 @@ def checkpoint_blocks(dit: FluxDiT, modes: Sequence[Mode] | None = None, *, offl
     default: Mode = "offloaded" if offload else "boundary"
     chosen: Sequence[Mode] = modes or [default for _ in blocks]
     by_block: dict[nn.Module, Mode] = dict(zip(blocks, chosen, strict=True))
-    contexts = {SingleStreamBlock: partial(_contexts, dit.params.hidden_size, single=True)}
-    double = partial(_contexts, dit.params.hidden_size, single=False)
+    single, double = (partial(_contexts, dit.params.hidden_size, single=is_single) for is_single in (True, False))
     ring = HostRing()
     for block, mode in by_block.items():  # what these keep is made again for their own backward pass, and gone after it
         for module in block.modules():
@@ -46,7 +45,7 @@ def checkpoint_blocks(dit: FluxDiT, modes: Sequence[Mode] | None = None, *, offl
         if mode == "keep" or not torch.is_grad_enabled():
             return run(block, img, txt, *rest)
         if mode == "selective":
-            context = contexts.get(type(block), double)  # type: ignore[arg-type]  # any other class is a double block
+            context = single if isinstance(block, SingleStreamBlock) else double
             return checkpoint(run, block, img, txt, *rest, use_reentrant=False, context_fn=context)
         if mode == "boundary":
             return checkpoint(run, block, img, txt, *rest, use_reentrant=False)
