@@ -110,6 +110,9 @@ def check(line: str, *, is_valid: bool = True) -> None:
     elif words[:2] == ["python", "-m"]:
         options = module_help(words[2])
         assert [word for word in words[3:] if word.startswith("--") and word not in options] == [], line
+    elif words[0] == "python" and words[1].startswith("examples/"):
+        known = (ROOT / words[1]).with_name("options.py").read_text(encoding="utf-8") + (ROOT / words[1]).read_text(encoding="utf-8")
+        assert [word for word in words[2:] if word.startswith("--") and f'"{word}"' not in known] == [], line
     else:
         assert words[0] in SHELL, f"{line}: nobody checks this kind of command"
 
