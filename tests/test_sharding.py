@@ -38,7 +38,13 @@ RUNS: dict[str, dict[str, Any]] = {
         "optim": {"type": "schedulefree", "lr": 1e-3},
         "train.ema": None,
     },
-    "adapter": {**FULL, **tiny_run.LORA, "train.steps": 2, "memory.checkpointing": True},
+    "adapter": {
+        **FULL,
+        **tiny_run.LORA,
+        "train.steps": 2,
+        "memory.checkpointing": True,
+        "memory.checkpointing_plan": {"offloaded": 1, "selective": 1},
+    },
     "bf16": {**FULL, "distributed.gather": "bf16", "train.precision": "bf16", "train.steps": 2},
     "copies": {},  # each process holds all of it
 }
