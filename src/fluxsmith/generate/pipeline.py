@@ -34,7 +34,7 @@ from fluxsmith.generate.samplers import SAMPLERS, Callback
 from fluxsmith.generate.schedule import sigmas
 from fluxsmith.generate.step_cache import StepCaches
 from fluxsmith.io.sources import resolve
-from fluxsmith.memory.modulation import announce
+from fluxsmith.memory.modulation import announce, confirm
 from fluxsmith.models.assembly import Models, TextStates
 from fluxsmith.models.backends import backend
 from fluxsmith.models.files import locate
@@ -216,7 +216,9 @@ class Pipeline:
         ]
         announce(dit, (one for call in calls for one in call.conditionings(x, levels.tolist())))
         positive, *others = calls
-        return SAMPLERS[request.sampler](guided(positive, others[0] if others else None, request.cfg), x, levels, callback)
+        drawn = SAMPLERS[request.sampler](guided(positive, others[0] if others else None, request.cfg), x, levels, callback)
+        confirm(dit)
+        return drawn
 
     def _scene(self, request: Request, levels: Tensor, clean: Tensor | None, place: tuple[torch.device, torch.dtype]) -> Scene:
         return Scene(

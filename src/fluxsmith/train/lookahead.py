@@ -81,12 +81,14 @@ class Refill:
             self.known, self.name = self.next, NAMES[self.name == NAMES[0]]
             self.lookahead.trusted = self.name
             self.coming = self._prepare(self.known.stop, plan, total_steps) if self.known.stop < total_steps else iter(())
-        else:
-            self.lookahead.confirm()
         portion = -(-(len(self.known) + len(self.lookahead.layers)) // max(1, len(self.known) - 1))
         for _ in islice(self.coming, portion):
             pass
         self.lookahead.lane.drop()
+
+    def confirm(self) -> None:
+        """After the gradients, before weights change: raise RuntimeError if a row was taken for an input that was not announced."""
+        self.lookahead.confirm()
 
     def _prepare(self, first: int, plan: BatchPlan, total_steps: int) -> Iterator[None]:
         """Make the other table, for as many steps as it holds."""

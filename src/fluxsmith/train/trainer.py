@@ -153,7 +153,9 @@ class Trainer:
         if parts.refill is not None:
             with self.precision.autocast():
                 parts.refill(self.step, parts.plan, parts.total_steps)
-        loss, samples = self._gradients(self.step)
+        loss, samples = self._gradients(self.step)  # its value was read: the device is done, so the next question costs nothing
+        if parts.refill is not None:
+            parts.refill.confirm()
         loss = float(world.mean(torch.tensor(loss, dtype=torch.float64)).item()) if world.size > 1 else loss
         grad_norm, extras = self.update.ready(), {}
         skipped = not self._is_finite(loss, grad_norm, samples)
