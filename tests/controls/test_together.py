@@ -65,6 +65,13 @@ def test_two_at_once_act_as_both(drawn: Callable[..., Tensor], pair: tuple[str, 
     assert torch.allclose(drawn(*reversed(pair)), both, atol=1e-4)
 
 
+def test_what_others_add_is_not_silenced_with_the_prompt(drawn: Callable[..., Tensor]) -> None:
+    promptless = {"controls": {"redux": {"keep_prompt": False}}}
+    for first, second in (("value", "redux"), ("redux", "value")):
+        both = drawn(first, second, **promptless)
+        assert (both - drawn("redux", **promptless)).abs().max() > EFFECT
+
+
 @pytest.mark.ledger("DS-11")
 @pytest.mark.ledger("DS-15")
 def test_kontext_controlnet_ip_adapter_and_a_lora_in_one_picture(
@@ -124,9 +131,12 @@ def test_beside_a_transformer_with_more_features(
         (("structure", "fill"), 384, "structure needs a transformer made for it"),
         (("flex2",), 384, "flex2 needs a transformer made for it"),
         (("eligen", "eligen"), 64, "two"),
+        (("redux", "nexus_gen"), 64, "take the prompt's place"),
     ],
 )
 def test_pairs_that_do_not_go_are_refused(files: dict[str, dict[str, Any]], names: tuple[str, ...], channels: int, words: str) -> None:
-    entries = [load_control({**files[name], "name": f"{name}{number}"}) for number, name in enumerate(names)]
+    promptless = {"redux": {"keep_prompt": False}, "nexus_gen": {"type": "nexus_gen", "path": "x", "decoder": "y"}}
+    tables = [{**files.get(name, {}), **promptless.get(name, {}), "name": f"{name}{number}"} for number, name in enumerate(names)]
+    entries = [load_control(table) for table in tables]
     with pytest.raises(ConfigError, match=words):
         check(entries, Ground(in_channels=channels, has_image=True))

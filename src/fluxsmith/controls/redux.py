@@ -20,6 +20,8 @@ from fluxsmith.io.sources import resolve
 from fluxsmith.models.stream import Tokens
 from fluxsmith.models.vision_encoders import SiglipVision, load_siglip, siglip_pixels
 
+REPLACES_PROMPT = ("step1x", "nexus_gen")
+
 
 class Config(ControlConfig):
     """Redux and the pictures it looks at."""
@@ -48,6 +50,10 @@ class Config(ControlConfig):
         if not self.images:
             yield Problem(f"control {self.name or self.type} has no picture", fix="give it images")
         yield from unreadable(self.images)
+        replaced = [name for name in REPLACES_PROMPT if name in ground.others]
+        if not self.keep_prompt and replaced:
+            why = f"both it and {replaced[0]} would take the prompt's place"
+            yield Problem("redux without the prompt", why=why, fix="set keep_prompt = true, or remove one of them")
 
     def build(self, site: Site) -> "Control":
         """Both networks on the transformer's device. Raises ModelFileError if they do not fit each other or the model."""
@@ -100,6 +106,7 @@ class Variation(Unchanged):
     def __init__(self, rows: Tensor, *, keep_prompt: bool = True) -> None:
         self.rows = rows
         self.keep_prompt = keep_prompt
+        self.order = TEXT if keep_prompt else TEXT - 1  # what others add comes behind, so that it is not silenced with the prompt
 
     def tokens(self, tokens: Tokens) -> Tokens:
         """As Conditioner.tokens."""
