@@ -94,6 +94,8 @@ class Job:
     text_weights: int = T5XXL + CLIP_L
     """Parameters of the text encoders and of the autoencoder."""
     ae_weights: int = AUTOENCODER
+    ae_channels: int = 128
+    """Of its finest maps."""
     live_text: bool = False
     """They stay in the loop."""
     caches: bool = True

@@ -70,10 +70,10 @@ def predict(job: Job) -> list[Phase]:
         loop["control models"] = job.control_weights
     drawn = replace(job, batch=1, tokens=max(1, job.tokens + (job.sample_side**2 - job.side**2) // 256))
     sample = int(max(cost(drawn, kind, "boundary")[1] for kind in kinds(job.counts)) + 2 * stream(drawn))
-    decode = PIXEL * min(job.sample_side, 1536) ** 2  # larger pictures are decoded in tiles
+    decode = PIXEL * job.ae_channels * min(job.sample_side, 1536) ** 2  # larger pictures are decoded in tiles
     phases: list[tuple[str, dict[str, int], int]] = []
     if job.caches:
-        pictures = PIXEL * job.side**2 * job.encode_batch
+        pictures = PIXEL * job.ae_channels * job.side**2 * job.encode_batch
         phases.append(("encode pictures", {"autoencoder": ae_bytes, "pictures": pictures}, PROCESS))
         captions = {"autoencoder": ae_bytes, "text encoders": text_bytes, "captions": job.encode_batch * 512 * 10_240 * 2 * 3}
         phases.append(("encode captions", captions, PROCESS))
@@ -89,16 +89,17 @@ def predict(job: Job) -> list[Phase]:
 
 
 def _loading(job: Job, model: dict[str, int], encoders: dict[str, int]) -> list[tuple[str, dict[str, int], int]]:
-    """Reading is block by block, and quantising happens on the way."""
-    one = int(max(job.counts.blocks) * BYTES[job.base])
-    block = {"block in full": one + int(max(job.counts.blocks) * 4)}
+    """Reading is tensor by tensor; quantising happens on the way, block by block."""
+    tensor, block = int(job.counts.largest * BYTES[job.base]), int(max(job.counts.blocks) * BYTES[job.base])
+    full = {"block in full": block + int(max(job.counts.blocks) * 4)}
     all_of_it = {"transformer": whole(job)}
-    if job.by_host:
-        quantise = ("quantise", {**encoders, **block}, PROCESS + whole(job) + one)
-        load = ("load", {**model, **encoders}, PROCESS + whole(job) + one)
+    if job.by_host and job.on_card:
+        quantise = ("quantise", {**encoders, **full}, PROCESS + whole(job) + block)
+        load = ("load", {**model, **encoders}, PROCESS + whole(job) + tensor)
     else:
-        quantise = ("quantise", {**all_of_it, **encoders, **block}, PROCESS + one)
-        load = ("load", {**all_of_it, **encoders}, PROCESS + one + host_weights(job))
+        waiting = host_weights(job) if job.on_card else 0
+        quantise = ("quantise", {**all_of_it, **encoders, **full}, PROCESS + block)
+        load = ("load", {**all_of_it, **encoders}, PROCESS + tensor + waiting)
     return [quantise, load] if job.quant else [load]
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fluxsmith.memory.job import Job, cost, stream
 from fluxsmith.memory.sizes import Counts
 
-PIXEL = 128 * 4 * 3  # bytes a pixel while the autoencoder works: three maps of 128 channels in fp32
+PIXEL = 4 * 3  # bytes a pixel and channel while the autoencoder works: three maps in fp32
 LATENTS = 6  # tensors of a latent's size that live while a loss is computed
 
 
@@ -104,7 +104,7 @@ def hardest(job: Job) -> Moment:
     everything = float(job.trained * job.trained_width) if any(job.control_blocks) else left[0]  # a ControlNet's come last
     moments.append(Moment(job.control_held, job.update * everything, everything))
     if job.encodes_condition:
-        moments.append(Moment(samples(job), PIXEL * job.batch * job.side**2, 0.0))
+        moments.append(Moment(samples(job), PIXEL * job.ae_channels * job.batch * job.side**2, 0.0))
     return max(moments, key=lambda one: one.total)
 
 

@@ -68,6 +68,18 @@ def encoder_sizes(config: RunConfig) -> dict[str, int]:
     return made
 
 
+def ae_channels(config: RunConfig) -> int:
+    """Of the autoencoder's finest maps: 128 in FLUX.1's, fewer in a tiny one."""
+    try:
+        shapes = {
+            name: info.shape for shard in shard_paths(locate(config.model).path("ae")) for name, info in read_header(shard).tensors.items()
+        }
+    except (FluxsmithError, OSError):
+        return 128
+    first = next((shape for name, shape in shapes.items() if name.endswith(("encoder.conv_in.weight", "encoder.layers.0.weight"))), (128,))
+    return int(first[0])
+
+
 def _elements(config: RunConfig, role: str, otherwise: int) -> int:
     try:
         shards = shard_paths(locate(config.model).path(role))
@@ -108,7 +120,8 @@ def planned(
         lookahead=counts.modulation > 0 and _is_ahead(config, targets, on_card=card), text=_text(config, on_card=card),
         live_text=config.cache.text == "off" or trained.has_text, caches="off" not in (config.cache.latents, config.cache.text),
         encode_batch=config.cache.batch_size, sample_side=max((max(s.width, s.height) for s in config.sample), default=0), on_card=card,
-        text_weights=encoders["text"], ae_weights=encoders["ae"], stored=stored(config, shapes, base), control_weights=control.weights,
+        text_weights=encoders["text"], ae_weights=encoders["ae"], ae_channels=ae_channels(config),
+        stored=stored(config, shapes, base), control_weights=control.weights,
         control_blocks=control.blocks,
         control_held=control.held * batch * side**2, encodes_condition=control.encodes,
         live_activations=trained.text_activations(batch), update=_update(config, on_card=card),
