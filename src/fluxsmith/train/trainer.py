@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from fluxsmith.config.dump import to_toml
 from fluxsmith.config.schema import RunConfig, as_plain
@@ -28,6 +29,7 @@ from fluxsmith.train.stop import StopSwitch
 from fluxsmith.train.update import FusedUpdate, Update
 from fluxsmith.train.validate import Sampler, Validator
 
+Seen = list[tuple[Sequence[str], Tensor]]  # keys of each micro-batch and its noise levels
 MAX_SKIPPED = 3  # non-finite steps in a row that `nonfinite = "skip_step"` forgives
 
 
@@ -153,12 +155,12 @@ class Trainer:
         if parts.refill is not None:
             with self.precision.autocast():
                 parts.refill(self.step, parts.plan, parts.total_steps)
-        loss, samples = self._gradients(self.step)  # its value was read: the device is done, so the next question costs nothing
+        loss, seen = self._gradients(self.step)  # its value was read: the device is done, so the next question costs nothing
         if parts.refill is not None:
             parts.refill.confirm()
         loss = float(world.mean(torch.tensor(loss, dtype=torch.float64)).item()) if world.size > 1 else loss
         grad_norm, extras = self.update.ready(), {}
-        skipped = not self._is_finite(loss, grad_norm, samples)
+        skipped = not self._is_finite(loss, grad_norm, seen)
         seed_device(world.device, seed_for(self.config.train.seed, "optimizer", self.step))  # stochastic rounding
         if not skipped:
             extras = self.update.apply()
@@ -169,29 +171,34 @@ class Trainer:
             parts.trained.placement.publish()
         return StepResult(loss, grad_norm, self.update.rate(), skipped, extras)
 
-    def _gradients(self, step: int) -> tuple[float, list[str]]:
-        """Backward over this process's micro-batches; mean loss and a line about each batch for messages."""
+    def _gradients(self, step: int) -> tuple[float, Seen]:
+        """Backward over this process's micro-batches; mean loss, and what each batch was, for messages.
+
+        The host waits for the device once, when all of it is on its way; a fused update must know each loss before its backward pass.
+        """
         parts, device = self.parts, self.parts.world.device
         micro_batches = parts.plan.micro_batches(step, parts.world.rank)
-        total, lines = 0.0, []
+        losses: list[Tensor] = []
+        seen: Seen = []
         for number, spec in micro_batches:
             batch = parts.data.load(spec, step=step, total_steps=parts.total_steps)
             seed_device(device, seed_for(self.config.train.seed, "dropout", number))  # dropout inside adapters
             with self.precision.autocast():
                 loss = parts.objective.loss(parts.models, batch, device)
-            lines.append(f"{', '.join(batch.keys)} at noise level {[round(s, 4) for s in loss.sigma.tolist()]}")
-            total += loss.total.item() / len(micro_batches)
-            if self.update.is_fused and not math.isfinite(total):
+            seen.append((batch.keys, loss.sigma))
+            losses.append(loss.total.detach())
+            if self.update.is_fused and not math.isfinite(loss.total.item()):
                 break  # its backward pass would touch the weights
             self.precision.backward(loss.total / len(micro_batches))
-        return total, lines
+        return sum(value / len(micro_batches) for value in torch.stack(losses).tolist()), seen
 
-    def _is_finite(self, loss: float, grad_norm: float, samples: Sequence[str]) -> bool:
+    def _is_finite(self, loss: float, grad_norm: float, seen: Seen) -> bool:
         values = torch.tensor([loss, grad_norm])
         if bool(values.isfinite().all()) or self.precision.forgives(loss):
             self.skipped_in_row = 0
             return bool(values.isfinite().all())
         self.skipped_in_row += 1
+        samples = [f"{', '.join(keys)} at noise level {[round(s, 4) for s in sigma.tolist()]}" for keys, sigma in seen]
         if self.config.train.nonfinite == "skip_step" and self.skipped_in_row <= MAX_SKIPPED:
             self.bus.send(Warned(f"step {self.step + 1} skipped: loss {loss}, gradient norm {grad_norm}; samples: {'; '.join(samples)}"))
             return False
