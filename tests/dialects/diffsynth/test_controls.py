@@ -11,7 +11,7 @@ import torch
 from diffsynth_tiny import FILES, SHORT
 from PIL import Image
 
-from fluxsmith.dialects.diffsynth import Annotator, ControlNetInput, FluxImagePipeline, ModelConfig
+from fluxsmith.dialects.diffsynth import Annotator, ControlNetInput, FluxImagePipeline, ModelConfig, download_models
 from fluxsmith.errors import ConfigError
 
 Load = Callable[..., FluxImagePipeline]
@@ -267,8 +267,10 @@ def test_lora_fusion(load: Load, all_models: Path) -> None:
     for name in names:
         added.load_lora(added.dit, str(all_models / f"{name}.safetensors"), hotload=True)
     assert all_differ(plain, fused, latents(added))
+    added.enable_lora_magic()
+    assert not added.merger_enabled
     with pytest.raises(ConfigError, match="LoRAFusion-preview"):
-        added.enable_lora_magic()
+        added.enable_lora_merger()
 
 
 def test_several_at_once_and_within_a_limit(load: Load) -> None:
@@ -318,6 +320,9 @@ def test_annotators_of_the_same_size() -> None:
     assert Annotator("depth", skip_processor=True)(image).tobytes() == image.tobytes()
     with pytest.raises(ConfigError, match="no annotator is called sketch"):
         Annotator("sketch")
+    download_models(["Annotators:Depth"])
+    with pytest.raises(ConfigError, match="no list of files for FLUX"):
+        download_models(["FLUX.1-dev"])
 
 
 def test_blocks_are_compiled(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

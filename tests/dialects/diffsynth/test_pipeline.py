@@ -245,3 +245,17 @@ def test_files_are_refused_before_weights_are_read(models_root: Path, tmp_path: 
         FluxImagePipeline.from_pretrained(model_configs=configs(models_root, "flux1-schnell.safetensors"))
     with pytest.raises(ConfigError, match="names no model"):
         ModelConfig().files()
+
+
+def test_where_files_are(models_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = models_root / "black-forest-labs/FLUX.1-dev"
+    assert ModelConfig("black-forest-labs/FLUX.1-dev", origin_file_pattern="ae.safetensors").model_id == "black-forest-labs/FLUX.1-dev"
+    monkeypatch.setenv("DIFFSYNTH_MODEL_BASE_PATH", str(models_root))
+    monkeypatch.setenv("DIFFSYNTH_SKIP_DOWNLOAD", "True")
+    named = ModelConfig(model_id="black-forest-labs/FLUX.1-dev", origin_file_pattern="text_encoder_2/")
+    assert named.weights() == [folder / "text_encoder_2/model-00001-of-00001.safetensors"]
+    both = ModelConfig(model_id="black-forest-labs/FLUX.1-dev", origin_file_pattern=["ae.safetensors", "flux1-dev.safetensors"])
+    assert both.weights() == [folder / "ae.safetensors", folder / "flux1-dev.safetensors"]
+    for name in ("a.bin", "a.safetensors", "b.bin", "config.json"):
+        (tmp_path / name).touch()
+    assert [path.name for path in ModelConfig(path=tmp_path).weights()] == ["a.safetensors", "b.bin"]

@@ -4,9 +4,17 @@
 `from diffsynth.pipelines.flux_image import ...` (or `flux_image_new`).
 """
 
-from fluxsmith.dialects.diffsynth.annotator import Annotator
+from fluxsmith.dialects.diffsynth.annotator import Annotator, download_models
 from fluxsmith.dialects.diffsynth.held import load_state_dict
 from fluxsmith.dialects.diffsynth.model_config import ControlNetInput, ModelConfig, download_customized_models
 from fluxsmith.dialects.diffsynth.pipeline import FluxImagePipeline
 
-__all__ = ["Annotator", "ControlNetInput", "FluxImagePipeline", "ModelConfig", "download_customized_models", "load_state_dict"]
+__all__ = [
+    "Annotator",
+    "ControlNetInput",
+    "FluxImagePipeline",
+    "ModelConfig",
+    "download_customized_models",
+    "download_models",
+    "load_state_dict",
+]

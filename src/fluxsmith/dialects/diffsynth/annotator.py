@@ -1,5 +1,6 @@
 """Annotator: condition pictures for ControlNets, by the names that scripts use. Canny is built in, learned ones need controlnet_aux."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,17 @@ from fluxsmith.controls.processors import NAMES, processed
 from fluxsmith.errors import ConfigError
 
 HUB = "lllyasviel/Annotators"
+
+
+def download_models(model_id_list: Sequence[str] = ()) -> None:
+    """Older scripts prepare annotators so (`"Annotators:Depth"`): nothing to do, each brings its weights when it is first used.
+
+    Raises ConfigError for other names.
+    """
+    for name in model_id_list:
+        if not name.startswith("Annotators:"):
+            fix = 'name its files: ModelConfig(model_id="...", origin_file_pattern="...")'
+            raise ConfigError(f"there is no list of files for {name}", fix=fix)
 
 
 class Annotator:

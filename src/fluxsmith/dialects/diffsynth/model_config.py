@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluxsmith.errors import ConfigError, ModelFileError
-from fluxsmith.io.fetch import fetch
+from fluxsmith.io.fetch import MODEL_ID, fetch
 
 WEIGHTS = (".safetensors", ".sft", ".bin", ".pth", ".pt", ".ckpt", ".gguf")
 Device = str | torch.device
@@ -46,6 +46,11 @@ class ModelConfig:
     quantize: Any = None
     download_resource: str | None = None
     """The older name of `download_source`."""
+
+    def __post_init__(self) -> None:
+        is_id = isinstance(self.path, str) and MODEL_ID.fullmatch(self.path) and not Path(self.path).exists()
+        if is_id and self.model_id is None and self.origin_file_pattern is not None:  # an id in the place of the path
+            self.model_id, self.path = str(self.path), None
 
     def files(self) -> list[Path]:
         """Everything that is meant, sorted by name; what is not on this machine is downloaded, unless that is switched off.
@@ -115,9 +120,12 @@ class ControlNetInput:
     processor_id: str | None = None
 
 
-def download_customized_models(model_id: str, origin_file_path: str, local_dir: str | Path) -> list[str]:
-    """A file of a repository, downloaded into a folder of its own if it is not there; its path in a list, as older scripts take it."""
-    return [str(path) for path in fetch(model_id, origin_file_path, root=Path(local_dir))]
+def download_customized_models(
+    model_id: str, origin_file_path: str, local_dir: str | Path, downloading_priority: Sequence[str] = ()
+) -> list[str]:
+    """A file of a repository, downloaded to local_dir/model_id if it is not there; its path in a list, as older scripts take it."""
+    source: Any = downloading_priority[0] if downloading_priority else None
+    return [str(path) for path in fetch(model_id, origin_file_path, source=source, root=Path(local_dir))]
 
 
 def _there(path: Path) -> Path:

@@ -157,8 +157,9 @@ class FluxImagePipeline:
             self.native.fusion.attach(self.native.loras)
 
     def enable_lora_magic(self) -> None:
-        """The older name of `enable_lora_merger`."""
-        self.enable_lora_merger()
+        """Of older versions, before LoRAs with `hotload=True`: they need no preparation, and mergers act if they are loaded."""
+        if self.loaded.fusion is not None:
+            self.enable_lora_merger()
 
     def _role(self, module: Any) -> str:
         if module is self:
