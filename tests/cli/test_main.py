@@ -112,7 +112,15 @@ def test_raw_verbs_get_their_arguments_untouched(monkeypatch: pytest.MonkeyPatch
 def test_every_file_is_in_the_table() -> None:
     names = [verb.name for verb in verbs.VERBS]
     assert len(set(names)) == len(names)
-    files = {file.stem for file in verbs.HERE.glob("*.py")} - {"__init__", "main", "verbs", "arguments", "progress", "drawing_options", "control_options"}
+    files = {file.stem for file in verbs.HERE.glob("*.py")} - {
+        "__init__",
+        "main",
+        "verbs",
+        "arguments",
+        "progress",
+        "drawing_options",
+        "control_options",
+    }
     assert {verb.file for verb in verbs.available()} == files
 
 

@@ -55,7 +55,9 @@ def check_controlnet(f: Fixture) -> None:
         for key, value in total.items():
             f.close(value, key, "residuals")
         side = (f.i["img_ids"][0, -1, 1:].long() * 2 + 2).tolist()
-        controls = [Residual(Control(net, dit.params, Config(scale=scale, mode=mode)), unpack(f.i[cond], *side)) for mode, scale, cond in parts]
+        controls = [
+            Residual(Control(net, dit.params, Config(scale=scale, mode=mode)), unpack(f.i[cond], *side)) for mode, scale, cond in parts
+        ]
         f.close(dit(tokens, [hook for control in controls for hook in control.hooks(tokens)]), f"{name}/output", "output")
 
 

@@ -1,7 +1,8 @@
 """The fenced blocks of our Markdown files, with what the comment above each says about it.
 
 A block is checked as its language asks. Comments that matter, alone on the line above the fence:
-`<!-- checked, not run: why -->`, `<!-- exit code 2 -->`, `<!-- needs the tiny model -->`, `<!-- for drawing -->` (a run file without data), `<!-- needs a run: runs/cats -->`.
+`<!-- checked, not run: why -->`, `<!-- exit code 2 -->`, `<!-- needs the tiny model -->`, `<!-- for drawing -->` (a run file
+without data), `<!-- needs a run: runs/cats -->`.
 """
 
 import re

@@ -59,7 +59,7 @@ def ready(scenario: Scenario, size: Size, device: torch.device) -> Drawing:
     defaults = {"steps": 28, "guidance": 3.5, "shift": str(preset["shift"])}
     pipeline = Pipeline(models, defaults, encode)  # type: ignore[arg-type]  # numbers and a word
     if limit is not None:
-        pipeline.limit = (limit if size.smaller == 1 else limit * size.counts.total / REAL_WEIGHTS, device)
+        pipeline.limit = (limit if size.smaller == 1 else limit * size.counts.total / REAL_WEIGHTS, device, None)
     if scenario.options.get("compile") and models.dit is not None:
         for block in models.dit.blocks:
             block.compile(dynamic=False)
