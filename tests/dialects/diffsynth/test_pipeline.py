@@ -11,9 +11,10 @@ import torch
 from diffsynth_tiny import FILES, SHORT, configs, load
 from PIL import Image
 
-from fluxsmith.dialects.diffsynth import FluxImagePipeline, ModelConfig
+from fluxsmith.dialects.diffsynth import FluxImagePipeline, ModelConfig, load_state_dict
 from fluxsmith.dialects.diffsynth.call import Call
 from fluxsmith.errors import ConfigError, ModelFileError
+from fluxsmith.quant.base import QuantLinear
 
 ORDER = [
     "prompt",
@@ -245,6 +246,26 @@ def test_files_are_refused_before_weights_are_read(models_root: Path, tmp_path: 
         FluxImagePipeline.from_pretrained(model_configs=configs(models_root, "flux1-schnell.safetensors"))
     with pytest.raises(ConfigError, match="names no model"):
         ModelConfig().files()
+
+
+@pytest.mark.ledger("DS-01")
+def test_weights_in_memory_and_what_a_file_cannot_be(pipe: FluxImagePipeline, models_root: Path) -> None:
+    folder = models_root / "black-forest-labs/FLUX.1-dev"
+    held = ModelConfig(state_dict=load_state_dict(folder / FILES[0]))
+    other = FluxImagePipeline.from_pretrained(torch.float32, "cpu", [held, *configs(models_root, *FILES[1:])])
+    assert same(other("a star", **SHORT), pipe("a star", **SHORT))
+    cleared, quantised = (
+        configs(models_root, FILES[0], clear_parameters=True),
+        configs(models_root, FILES[3], quantize="torchao_int8_w8a16"),
+    )
+    with pytest.raises(ModelFileError, match="without weights.*for training"):
+        FluxImagePipeline.from_pretrained(model_configs=[*cleared, *configs(models_root, *FILES[1:])])
+    with pytest.raises(ModelFileError, match="autoencoder.*cannot be quantised"):
+        FluxImagePipeline.from_pretrained(model_configs=[*configs(models_root, *FILES[:3]), *quantised])
+    small = configs(models_root, FILES[0], quantize="torchao_int8_w8a16")
+    few = FluxImagePipeline.from_pretrained(torch.float32, "cpu", [*small, *configs(models_root, *FILES[1:])])
+    assert few.dit is not None
+    assert any(isinstance(module, QuantLinear) for module in few.dit.modules())
 
 
 def test_where_files_are(models_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

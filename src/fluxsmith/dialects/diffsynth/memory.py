@@ -15,7 +15,7 @@ from fluxsmith.config.load import load_quant
 from fluxsmith.config.quant import QuantConfig
 from fluxsmith.controls.base import Control
 from fluxsmith.dialects.diffsynth.model_config import ModelConfig
-from fluxsmith.dialects.diffsynth.parts import BASE, Parts
+from fluxsmith.dialects.diffsynth.parts import BASE, QUANTISED, Parts
 from fluxsmith.errors import ConfigError
 from fluxsmith.generate.residency import Residency
 from fluxsmith.io.sources import home
@@ -24,7 +24,6 @@ from fluxsmith.models.assembly import Models
 from fluxsmith.quant.names import options_of
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-QUANTISED = ("dit", "clip_l", "t5xxl")
 DISK, GIB = "disk", 2**30
 
 

@@ -3,9 +3,12 @@
 `ModelConfig(model_id="black-forest-labs/FLUX.1-dev", origin_file_pattern="ae.safetensors").files()` -> the files on this machine.
 """
 
+import shutil
+import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from fluxsmith.errors import ConfigError, ModelFileError
 from fluxsmith.io.fetch import MODEL_ID, fetch
+from fluxsmith.io.safetensors import save_weights
 
 WEIGHTS = (".safetensors", ".sft", ".bin", ".pth", ".pt", ".ckpt", ".gguf")
 Device = str | torch.device
@@ -47,6 +51,9 @@ class ModelConfig:
     download_resource: str | None = None
     """The older name of `download_source`."""
 
+    written: Path | None = field(default=None, repr=False)
+    """The file of a given `state_dict`, as long as this object lives."""
+
     def __post_init__(self) -> None:
         is_id = isinstance(self.path, str) and MODEL_ID.fullmatch(self.path) and not Path(self.path).exists()
         if is_id and self.model_id is None and self.origin_file_pattern is not None:  # an id in the place of the path
@@ -57,6 +64,8 @@ class ModelConfig:
 
         Raises ConfigError and ModelFileError that say where it was looked for.
         """
+        if self.state_dict is not None:
+            return [self._written(self.state_dict)]
         if self.path is not None:
             paths = [self.path] if isinstance(self.path, str | Path) else [*self.path]
             return [_there(Path(path).expanduser()) for path in paths]
@@ -66,6 +75,15 @@ class ModelConfig:
         given = self.origin_file_pattern
         patterns = [given] if given is None or isinstance(given, str) else given
         return sorted({path for pattern in patterns for path in self._fetched(self.model_id, pattern)})
+
+    def _written(self, tensors: Mapping[str, Tensor]) -> Path:
+        """Weights in memory as a file: all loaders read files, and parts may be read again later."""
+        if self.written is None:
+            folder = mkdtemp(prefix="fluxsmith-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self.written = Path(folder) / "state_dict.safetensors"
+            save_weights(self.written, tensors)
+        return self.written
 
     @property
     def is_here(self) -> bool:

@@ -14,6 +14,7 @@ from fluxsmith.io.identity import Identity
 from fluxsmith.io.shards import SHARD
 
 BASE = ("dit", "clip_l", "t5xxl", "ae")
+QUANTISED = ("dit", "clip_l", "t5xxl")
 SEVERAL = ("controlnet", "value_encoder", "image_encoder")
 PLACES = {  # role of a file -> place in the pipeline
     **{role: role for role in (*BASE, *SEVERAL)},
@@ -88,6 +89,12 @@ def one_of_each(paths: Sequence[Path], what: str) -> list[Path]:
 
 def _place(parts: Parts, part: Part) -> None:
     where, found = str(part.path), part.identity
+    if part.config.clear_parameters:
+        raise ModelFileError("clear_parameters leaves a model without weights", where=where, why="it is for training", fix="leave it out")
+    if part.config.quantize is not None and not set(found.roles()) <= set(QUANTISED):
+        raise ModelFileError(
+            f"{found.describe()} cannot be quantised", where=where, fix=f"leave quantize out; {', '.join(QUANTISED)} can be"
+        )
     if found.role == "lora":
         raise ModelFileError("this is an adapter, not a model", where=where, fix="load it with pipe.load_lora(pipe.dit, ...)")
     for role in found.roles():

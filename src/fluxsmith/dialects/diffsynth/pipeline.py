@@ -38,6 +38,7 @@ class FluxImagePipeline:
 
     def __init__(self, loaded: Loaded, opening: Opening | None = None, native: Pipeline | None = None) -> None:
         opening = opening or Opening()
+        self.opening = opening
         self.torch_dtype = opening.torch_dtype
         self.device = torch.device(opening.device)
         self.loaded = loaded
@@ -89,7 +90,7 @@ class FluxImagePipeline:
             steps=call.num_inference_steps,
             guidance=call.embedded_guidance,
             cfg=call.cfg_scale,
-            seed=call.seed or 0,
+            seed=max(0, call.seed or 0),  # what it draws is given as noise
             image=call.input_image,
             strength=call.denoising_strength,
             tile=tile,
