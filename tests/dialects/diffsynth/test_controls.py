@@ -74,6 +74,8 @@ def all_differ(*results: torch.Tensor) -> bool:
 @pytest.mark.ledger("DS-11")
 def test_kontext(pipe: FluxImagePipeline) -> None:
     assert all_differ(latents(pipe), *(latents(pipe, kontext_images=images) for images in (shown(1), [shown(1), shown(2, (32, 64))])))
+    nothing: dict[str, Any] = dict.fromkeys(("kontext_images", "controlnet_inputs", "ipadapter_images", "value_controller_inputs"), [])
+    assert torch.equal(latents(pipe, **nothing), latents(pipe))
 
 
 @pytest.mark.ledger("DS-12")

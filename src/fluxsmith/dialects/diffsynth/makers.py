@@ -35,7 +35,7 @@ def controls_of(call: Call, loaded: Loaded) -> list[Control]:
     """The controls of a call with its pictures. Raises one ConfigError with every parameter whose model is not loaded."""
     made, problems = list[Control](), list[Problem]()
     for maker in MAKERS:
-        given = [name for name in maker.parameters if getattr(call, name) is not None]
+        given = [name for name in maker.parameters if getattr(call, name) not in (None, [], ())]
         if not given and not (maker.is_always_on and loaded.get(maker.control)):
             continue
         if not loaded.get(maker.control):
