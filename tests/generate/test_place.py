@@ -38,6 +38,20 @@ def test_quantised_and_streamed_are_the_same_bits_as_quantised(tiny_section: dic
     assert torch.equal(latents(Pipeline.load(tiny_section, device="cpu", quant={"type": "int8"}, vram_limit=0.0)), whole)
 
 
+def test_loras_come_and_go_under_a_limit(tiny_section: dict[str, str], pipeline: Pipeline, make_lora: Any) -> None:
+    limited, base = Pipeline.load(tiny_section, device="cpu", vram_limit=0.0), latents(pipeline)
+    path = make_lora("limited", seed=3)
+    pipeline.load_lora(path, 0.7)
+    adapted = latents(pipeline)
+    assert torch.equal(latents(limited), base)
+    limited.load_lora(path, 0.7)
+    assert torch.allclose(latents(limited), adapted, atol=1e-5)
+    with pytest.raises(ValueError, match="wait on the host"):
+        limited.loras[0].merge()
+    limited.clear_loras()
+    assert torch.equal(latents(limited), base)
+
+
 def test_layers_may_wait_in_files(
     tiny_section: dict[str, str], pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,14 +162,19 @@ class AdapterSet:
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the adapters to the base weights (computed in float32) and detach them. Raises ValueError on a quantised layer.
+        """Add the adapters to the base weights (computed in float32) and detach them.
 
-        Replaced parameters and widened inputs stay.
+        Raises ValueError on a quantised layer, and on one whose weights wait elsewhere; nothing is changed then. Replaced parameters and
+        widened inputs stay.
         """
-        for path, adapter in self.adapters.items():
+        for path in self.adapters:
             weight = self.bases[path].weight
             if not weight.is_floating_point() or weight.dtype.itemsize == 1:
                 raise ValueError(f"{path} is quantised: merge into the full weights instead")
+            if weight.device.type == "meta":
+                raise ValueError(f"the weights of {path} wait on the host: merge before blocks are streamed")
+        for path, adapter in self.adapters.items():
+            weight = self.bases[path].weight
             weight.copy_((weight.float() + adapter.delta(weight.float())).to(weight.dtype))
             bias, base = adapter.bias_delta(), self.bases[path]
             if bias is not None and base.bias is None:

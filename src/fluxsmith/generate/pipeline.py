@@ -113,9 +113,8 @@ class Pipeline:
 
     def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
         """Add a LoRA of any readable format at a weight; several add up. Raises ModelFileError if it does not fit this model."""
-        if self.residency is not None:
-            raise ConfigError("adapters are loaded before the first picture where vram_limit is set", fix="load the pipeline anew")
         file = resolve(path, "lora")
+        self._work()  # adapters are made where their layers rest, and travel with them
         try:
             made = load_adapter(file, self.models.loaded(), strength=weight, name=f"lora{len(self.loras)}")
         except ModelFileError as error:
@@ -143,10 +142,9 @@ class Pipeline:
 
         Raises ConfigError for adapters that cannot be fused, ModelFileError for a file that is none or does not fit.
         """
-        if self.residency is not None:
-            raise ConfigError("LoRAs are fused before the first picture where vram_limit is set", fix="load the pipeline anew")
-        like = next(self._dit().parameters())
-        self._fuse(load_fusion(resolve(path, "lora_fusion"), device=like.device, dtype=like.dtype), self.loras)
+        self._work()
+        dit = self._dit()
+        self._fuse(load_fusion(resolve(path, "lora_fusion"), device=dit.img_in.weight.device, dtype=dit.dtype), self.loras)
 
     def _fuse(self, fusion: LoraFusion | None, loras: Sequence[AdapterSet]) -> None:
         if fusion is not None:
