@@ -30,7 +30,7 @@ from fluxsmith.memory.plan import PROCESS, predict  # noqa: E402
 from fluxsmith.train.planning import planned  # noqa: E402
 from fluxsmith.train.run import train  # noqa: E402
 
-SIDE = 256
+SIDE, STEPS = 256, 3
 RECOMPUTED = {"memory.checkpointing": True}
 RUNS: dict[str, dict[str, Any]] = {
     "kept": LORA,
@@ -67,7 +67,7 @@ class Peaks:
             return "encode"
         if isinstance(event, RunStarted | SampleReady | CheckpointSaved):
             return "train"
-        return "sample" if isinstance(event, StepEnded) and event.step == 2 else ""
+        return "sample" if isinstance(event, StepEnded) and event.step == STEPS else ""
 
     def _reset(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")
@@ -79,12 +79,12 @@ def memory(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def child(run: str) -> dict[str, Any]:
-    """One run in this process: measured and predicted bytes of each phase."""
+def child(run: str, warm: str) -> dict[str, Any]:
+    """One run in this process: measured and predicted bytes of each phase. A tiny run goes before it, so that libraries are there."""
     settings = load_config(run).config
     predicted = {phase.name: phase.host - PROCESS for phase in predict(planned(settings, on_card=False, rehearses=True).job)}
-    warm = torch.randn(64, 64, requires_grad=True)
-    (warm @ warm).sum().backward()
+    predicted["load"] = max(predicted["load"], predicted.get("quantise", 0))  # a run quantises while it loads
+    train(load_config(warm).config, bus=Bus())
     peaks = Peaks()
     train(settings, bus=Bus(peaks))
     peaks.end()
@@ -99,7 +99,7 @@ def truth(hidden: int, names: list[str]) -> dict[str, Any]:
     """All runs."""
     made: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        model = prepare_files(Path(folder) / "model")
+        model, warm = prepare_files(Path(folder) / "model"), prepare_files(Path(folder) / "warm-model")
         params = replace(tiny_params(hidden, hidden // 64, 2, 4), vec_in_dim=TEXT, context_in_dim=TEXT)
         dit = random_dit(Size("truth", params), None, torch.device("cpu"), dtype=torch.float32)
         save_weights(model / "dit.safetensors", dit.state_dict())
@@ -107,13 +107,15 @@ def truth(hidden: int, names: list[str]) -> dict[str, Any]:
         for name in names:
             sample = [{"prompt": "a red circle", "width": SIDE, "height": SIDE, "steps": 2, "every": 0, "first": False}]
             options = {
-                **RUNS[name], "train.steps": 3, "train.accumulation": 1, "train.ema": None,
+                **RUNS[name], "train.steps": STEPS, "train.accumulation": 1, "train.ema": None,
                 "data.0.resolution": SIDE, "data.0.batch_size": 1,
                 "checkpoint.every": 0, "sample": sample, "cache.dir": str(Path(folder) / f"cache-{name}"),
             }  # fmt: skip
-            run = Path(folder) / f"{name}.toml"
+            run, first = Path(folder) / f"{name}.toml", Path(folder) / f"{name}-warm.toml"
             run.write_text(to_toml(config(model, Path(folder) / name, options)))
-            words = [sys.executable, __file__, "--child", str(run)]
+            small = {**options, "cache.dir": str(Path(folder) / f"cache-warm-{name}")}
+            first.write_text(to_toml(config(warm, Path(folder) / f"{name}-warm", {**small, "memory.stream_blocks": None})))
+            words = [sys.executable, __file__, "--child", str(run), str(first)]
             environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
             done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
             made[name] = json.loads(done.stdout) if done.returncode == 0 else {"failed": done.stderr.strip().splitlines()[-1:]}
@@ -125,10 +127,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="*", default=[*RUNS], help=f"of {', '.join(RUNS)}")
     parser.add_argument("--hidden", type=int, default=1536, help="width of the model")
-    parser.add_argument("--child", metavar="RUN.TOML", help="measure this run in this process")
+    parser.add_argument("--child", nargs=2, metavar="RUN.TOML", help="measure the first run in this process, after the second")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(json.dumps(child(options.child) if options.child else truth(options.hidden, options.runs), indent=1))
+    print(json.dumps(child(*options.child) if options.child else truth(options.hidden, options.runs), indent=1))
 
 
 if __name__ == "__main__":

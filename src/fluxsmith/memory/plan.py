@@ -18,6 +18,7 @@ from fluxsmith.memory.job import (
     trained_parts,
     weights,
     whole,
+    width,
 )
 from fluxsmith.memory.sizes import BYTES
 from fluxsmith.memory.timeline import PIXEL, cost, hardest, kinds, saved
@@ -90,17 +91,41 @@ def predict(job: Job) -> list[Phase]:
 
 def _loading(job: Job, model: dict[str, int], encoders: dict[str, int]) -> list[tuple[str, dict[str, int], int]]:
     """Reading is tensor by tensor; quantising happens on the way, block by block."""
-    tensor, block = int(job.counts.largest * BYTES[job.base]), int(max(job.counts.blocks) * BYTES[job.base])
-    full = {"block in full": block + int(max(job.counts.blocks) * 4)}
+    tensor = int(job.counts.largest * BYTES[job.base])
+    taken = max((int(job.counts.blocks[i] * width(job)) for i in streamed_indices(job)), default=0) * job.per_unit
+    once = max(tensor, taken)  # a tensor that is read, then a block that is copied to where it waits
+    done, full = quantising(job)
     all_of_it = {"transformer": whole(job)}
     if job.by_host and job.on_card:
-        quantise = ("quantise", {**encoders, **full}, PROCESS + whole(job) + block)
-        load = ("load", {**model, **encoders}, PROCESS + whole(job) + tensor)
+        block = max(full_blocks(job))
+        quantise = ("quantise", {**encoders, "block in full": block + temporaries(job)}, PROCESS + whole(job) + block)
+        load = ("load", {**model, **encoders}, PROCESS + whole(job) + once)
     else:
         waiting = host_weights(job) if job.on_card else 0
-        quantise = ("quantise", {**all_of_it, **encoders, **full}, PROCESS + block)
-        load = ("load", {**all_of_it, **encoders}, PROCESS + tensor + waiting)
+        quantise = ("quantise", {"finished blocks": done, **encoders, "block in full": full}, PROCESS + tensor * job.on_card)
+        load = ("load", {**all_of_it, **encoders}, PROCESS + once + waiting)
     return [quantise, load] if job.quant else [load]
+
+
+def full_blocks(job: Job) -> list[int]:
+    """Bytes of each block with its modulation, before it is quantised."""
+    c = job.counts
+    share = c.modulation / max(1, 4 * c.depth + len(c.blocks) - c.depth)  # a double block has four times a single one's
+    return [int((block + share * (4 if index < c.depth else 1)) * BYTES[job.base]) for index, block in enumerate(c.blocks)]
+
+
+def temporaries(job: Job) -> int:
+    """Bytes while one layer is quantised: its fp32 copy, the quotient, and the result."""
+    return int(job.counts.largest * (9 if job.base != "fp32" else 5))
+
+
+def quantising(job: Job) -> tuple[int, int]:
+    """The fullest moment: bytes of the blocks that are finished, and of the one that is not with its temporaries."""
+    done, moments = job.counts.rest * BYTES[job.base], []
+    for full in full_blocks(job):
+        moments.append((int(done), full + temporaries(job)))
+        done += full / BYTES[job.base] * width(job)
+    return max(moments, key=sum, default=(0, 0))
 
 
 def _phase(job: Job, name: str, parts: dict[str, int], host: int) -> Phase:
@@ -128,8 +153,8 @@ def choose(job: Job, card: float) -> Choice:
     Phases before training are the card's affair too, but no setting of this plan changes them.
     """
     budget, total = int(card * GIB) - RESERVE, len(job.counts.blocks)
-    block = int(max(job.counts.blocks) * (BYTES[job.base] + 4)) if job.quant else 0
-    plain = replace(job, kept=total, selective=0, offloaded=0, streamed=0, by_host=whole(job) + block + CONTEXT > budget)
+    loading = max(whole(job), sum(quantising(job)) if job.quant else 0) + CONTEXT
+    plain = replace(job, kept=total, selective=0, offloaded=0, streamed=0, by_host=loading > budget)
 
     def fits(candidate: Job) -> bool:
         return max(peak(candidate, "train"), peak(candidate, "sample") if candidate.sample_side else 0) <= budget
