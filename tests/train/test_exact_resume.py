@@ -17,8 +17,8 @@ from tiny_run import prepare_files
 
 SUPPORT = Path(__file__).resolve().parent.parent / "support"
 SOURCE = SUPPORT.parent.parent / "src"
-POINTS, SHARES = 152, 2  # crash points a kind of training, in tests that run beside each other
-STATES = 304  # after power cuts, both kinds together
+POINTS, SHARES = 96, 2  # crash points a kind of training, in tests that run beside each other
+STATES = 200  # after power cuts, both kinds together
 NEEDED = {"create", "write", "half", "fsync", "fsync-folder", "rename", "mkdir", "remove-tree", "append"}
 
 pytestmark = pytest.mark.timeout(900)  # a tenth of it on an idle machine
