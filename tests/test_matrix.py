@@ -26,7 +26,7 @@ from fluxsmith.config.choice import config_class, literal, plugin_names, realise
 from fluxsmith.config.dump import to_toml
 from fluxsmith.config.load import load_config, load_model
 from fluxsmith.config.section import PluginConfig
-from fluxsmith.errors import ModelFileError
+from fluxsmith.errors import ConfigError, ModelFileError
 from fluxsmith.events import Bus
 from fluxsmith.generate.pipeline import Pipeline
 from fluxsmith.generate.request import Request
@@ -96,7 +96,8 @@ def variants(section: str, name: str) -> list[dict[str, Any]]:
     return made
 
 
-CASES = [(section, values) for section, name in PLUGINS for values in variants(section, name)]
+FOR_DRAWING = ("step1x", "nexus_gen")  # families that cannot be trained: tests/controls draws with them
+CASES = [(section, values) for section, name in PLUGINS for values in variants(section, name) if name not in FOR_DRAWING]
 BY_KIND = {kind: [values for section, values in CASES if section == kind] for kind in PLACES}
 
 
@@ -174,6 +175,19 @@ def test_every_option_is_explained(section: str, name: str) -> None:
     assert [key for key, field in fields.items() if not field.description] == []
 
 
+BESIDE = [(package, name) for package in ("fluxsmith.controls", "fluxsmith.quant") for name in plugin_names(package)]
+
+
+@pytest.mark.parametrize(("package", "name"), BESIDE)
+def test_what_stands_beside_a_model_is_explained_and_checked_as_it_is(package: str, name: str) -> None:
+    light = config_class(package, name)
+    required_values = {key: "x" for key, field in light.model_fields.items() if field.is_required()}
+    real = realise(light.model_validate({"type": name, **required_values}))
+    assert set(type(real).model_fields) == set(light.model_fields)
+    assert [key for key, field in light.model_fields.items() if not field.description] == []
+    assert callable(getattr(real, "build" if package.endswith("controls") else "require"))
+
+
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 
@@ -187,9 +201,21 @@ def test_families_load_and_draw(family_sections: dict[str, dict[str, str]], valu
     assert picture.image.size == (16, 16)
 
 
+@pytest.mark.parametrize("values", [values for name in FOR_DRAWING for values in variants("model", name)], ids=title)
+def test_families_for_drawing_are_told_apart_and_refused_in_training(values: dict[str, Any], tiny_run: Make, tmp_path: Path) -> None:
+    light = load_model({"model": values})
+    real = realise(light)
+    assert real.model_dump() == light.model_dump()
+    assert set(type(real).model_fields) == set(type(light).model_fields)
+    assert {"steps", "guidance", "cfg", "shift", "side"} == set(real.sampling_defaults())
+    assert real.facts().implies["type"] == values["type"]
+    with pytest.raises(ConfigError, match=values["type"]):
+        load_config({**tiny_run(tmp_path / "run"), "model": values})
+
+
 def test_presets_name_real_options(run_values: Make) -> None:
     """`load_config` refuses a preset whose defaults are no options."""
-    for name in plugin_names(PLACES["model"]):
+    for name in sorted(set(plugin_names(PLACES["model"])) - set(FOR_DRAWING)):
         presets = literal(Path(str(flux1.__file__)).with_name(f"{name}.py"), "PRESETS")
         for preset, content in presets.items():
             plain = run_values("model", {"type": name, "preset": preset}, sample=[{"prompt": "a"}], **{"data.0.resolution": None})
