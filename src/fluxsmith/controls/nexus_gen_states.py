@@ -1,6 +1,6 @@
 """What Nexus-Gen's language model says a picture should be: 81 states, read in one forward at the places of learned inputs.
 
-The wording of the conversation is the one that the model was trained with (DiffSynth-Studio/Nexus-GenV2, Apache-2.0).
+The wording of the conversation is the one that the model was trained with (DiffSynth-Studio/Nexus-GenV2).
 """
 
 from typing import NamedTuple

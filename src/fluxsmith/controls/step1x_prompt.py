@@ -1,6 +1,6 @@
 """What Step1X-Edit's language model is asked: a fixed instruction, the picture, the prompt, with quoted words letter by letter.
 
-INSTRUCTION is the text that the model was trained with, from stepfun-ai/Step1X-Edit (Apache-2.0), modules/conditioner.py; so are the
+INSTRUCTION is the text that the model was trained with, from stepfun-ai/Step1X-Edit, modules/conditioner.py; so are the
 limits of the picture, the 217 states that are dropped (those of the instruction) and the length of 640.
 """
 
