@@ -15,6 +15,7 @@ from fluxsmith.demo.blank import write_blank
 from fluxsmith.io.safetensors import open_weights, save_weights
 
 HERE = Path(__file__).resolve().parent
+LONG = ("tests/train/test_exact_resume.py", "tests/train/test_kill.py", "tests/train/test_long_run.py", "tests/test_sharding.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,6 +28,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))  # begun first, so that no worker is left with them at the end
     if torch.cuda.is_available():
         return
     for item in items:

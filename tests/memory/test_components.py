@@ -1,6 +1,5 @@
 """Parts on the card only while they work: who is moved when, how many blocks wait, and pictures that stay the same."""
 
-
 import pytest
 import torch
 from torch import nn
