@@ -15,6 +15,7 @@ from torch.func import functional_call
 from fluxsmith.config.memory import MemoryConfig
 from fluxsmith.errors import ConfigError
 from fluxsmith.memory.masters import Host, frozen, move_resident, own, take_out
+from fluxsmith.memory.sizes import evenly_spaced
 from fluxsmith.memory.slots import Copier, Lane, Schedule
 from fluxsmith.models.blocks import Mods
 from fluxsmith.models.flux import FluxDiT
@@ -41,10 +42,10 @@ def swapped_blocks(count: int, depth: int, depth_single: int) -> list[int]:
 
 
 def evenly(count: int, total: int) -> list[int]:
-    """`count` of `total` block numbers, evenly spaced, so that every copy has computing to hide behind."""
+    """As `sizes.evenly_spaced`. Raises ConfigError for more blocks than there are."""
     if count > total:
         raise ConfigError(f"memory.stream_blocks = {count} is too many", why=f"there are {total} blocks", fix='write "all"')
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+    return evenly_spaced(count, total)
 
 
 class Streaming(NamedTuple):

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-GIB = 2**30
-CONTEXT = GIB // 2  # what a card holds before the first tensor
+from fluxsmith.memory.plan import CONTEXT, GIB
+from fluxsmith.memory.sizes import evenly_spaced
+from fluxsmith.memory.timeline import PIXEL
+
 SLOTS = 2
 STREAMS = 12  # tensors of all tokens (tokens x hidden) that a block holds while it computes without gradients
 TEXT = GIB // 4  # activations of a text or picture encoder
-PIXEL = 128 * 4 * 3  # bytes a pixel while the autoencoder works: three maps of 128 channels in fp32
+CHANNELS = 128  # of the autoencoder's widest maps
 TILED = 1536 * 1536  # pixels; larger pictures pass the autoencoder in tiles
 
 
@@ -50,19 +52,14 @@ def activations(phase: str, *, tokens: int, hidden: int, pixels: int, width: int
     """Bytes on top of the weights while a phase computes; `width` is that of one value of the transformer."""
     if phase == "denoise":
         return STREAMS * tokens * hidden * width
-    return PIXEL * min(pixels, TILED) if phase == "decode" else TEXT
-
-
-def chosen(count: int, total: int) -> list[int]:
-    """`count` of `total` layer numbers, evenly spaced, so that every copy has computing to hide behind."""
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+    return PIXEL * CHANNELS * min(pixels, TILED) if phase == "decode" else TEXT
 
 
 def resident(part: Part, streamed: int) -> int:
     """Device bytes of a part while it works with so many layers on the host."""
     if not streamed:
         return part.size
-    gone = sum(part.layers[i] for i in chosen(streamed, len(part.layers)))
+    gone = sum(part.layers[i] for i in evenly_spaced(streamed, len(part.layers)))
     return part.size - gone + max(part.layers) * min(SLOTS, streamed)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fluxsmith.memory.sizes import AUTOENCODER, BYTES, CLIP_L, T5XXL, Counts
+from fluxsmith.memory.sizes import AUTOENCODER, BYTES, CLIP_L, T5XXL, Counts, evenly_spaced
 
 GIB = 2**30
 DOUBLE_ROWS, SINGLE_ROWS = 12, 3  # shifts, scales and gates of a block
@@ -182,9 +182,8 @@ def streamed_modulation(job: Job) -> float:
 
 
 def streamed_indices(job: Job) -> list[int]:
-    """Evenly spaced, as `block_swap.evenly`."""
-    total = len(job.counts.blocks)
-    return [(2 * i + 1) * total // (2 * job.streamed) for i in range(job.streamed)]
+    """Numbers of the blocks that wait on the host."""
+    return evenly_spaced(job.streamed, len(job.counts.blocks))
 
 
 def trained_parts(job: Job) -> dict[str, int]:

@@ -18,6 +18,11 @@ BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4":
 SINUSOIDS = 256
 
 
+def evenly_spaced(count: int, total: int) -> list[int]:
+    """`count` of `total` layer numbers, evenly spaced, so that every copy has computing to hide behind."""
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
 class Form(NamedTuple):
     """The numbers a FLUX transformer is built from."""
 
