@@ -18,6 +18,7 @@ from fluxsmith.config.schema import RunConfig
 from fluxsmith.generate.pipeline import Pipeline
 from fluxsmith.generate.request import Request
 from fluxsmith.models.assembly import Models, TextStates
+from fluxsmith.models.compiling import compile_blocks
 from fluxsmith.models.family.flux1 import PRESETS
 from fluxsmith.randomness import generator
 
@@ -61,8 +62,7 @@ def ready(scenario: Scenario, size: Size, device: torch.device) -> Drawing:
     if limit is not None:
         pipeline.limit = (limit if size.smaller == 1 else limit * size.counts.total / REAL_WEIGHTS, device, None)
     if scenario.options.get("compile") and models.dit is not None:
-        for block in models.dit.blocks:
-            block.compile(dynamic=False)
+        compile_blocks(models.dit, "static")
     side = size.side(scenario.side)
     request = Request("a picture", width=side, height=side, steps=scenario.options["steps"], seed=SEED, cache=scenario.options.get("cache"))
     return Drawing(pipeline, request, device)

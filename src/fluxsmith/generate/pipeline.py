@@ -29,7 +29,7 @@ from fluxsmith.generate.controls import build, check, chosen, control_section, g
 from fluxsmith.generate.guidance import guided
 from fluxsmith.generate.place import Options, place_of
 from fluxsmith.generate.request import Picture, Request
-from fluxsmith.generate.residency import Residency
+from fluxsmith.generate.residency import Named, Residency
 from fluxsmith.generate.samplers import SAMPLERS, Callback
 from fluxsmith.generate.schedule import sigmas
 from fluxsmith.generate.step_cache import StepCaches
@@ -37,6 +37,7 @@ from fluxsmith.io.sources import resolve
 from fluxsmith.memory.modulation import announce, confirm
 from fluxsmith.models.assembly import Models, TextStates
 from fluxsmith.models.backends import backend
+from fluxsmith.models.compiling import compile_blocks
 from fluxsmith.models.files import locate
 from fluxsmith.models.flux import FluxDiT
 from fluxsmith.models.loading import LazyModels
@@ -66,7 +67,7 @@ class Pipeline:
         self.ground = ground or Ground(in_channels=models.dit.params.in_channels if models.dit is not None else 64)
         self.loras: list[AdapterSet] = []
         self.fusion: LoraFusion | None = None
-        self.residency: Residency | None = None
+        self.residency: Named | None = None
         self.limit: tuple[float, torch.device, Path | None] | None = None  # for `keep_within`, when the first picture is drawn
 
     @classmethod
@@ -96,8 +97,8 @@ class Pipeline:
             made.controls = build(entries, Site(models.dit, place.dtype, place.loads_to))
             for net in (models.dit, *(net for control in made.controls for net in control.nets)):
                 use_attention(net, attend)
-            for block in models.dit.blocks if place.compile else ():
-                block.compile(dynamic=True)
+            if place.compile:
+                compile_blocks(models.dit, "dynamic")
         if place.limit is not None:
             made.limit = (place.limit, place.device, place.folder)
         return made

@@ -9,10 +9,11 @@ from torch import nn
 from fluxsmith.controls.base import Control
 from fluxsmith.memory.block_swap import BlockSwap, Streaming
 from fluxsmith.memory.components import Components, size_of
-from fluxsmith.memory.drawing import Drawing, Part, chosen, within
+from fluxsmith.memory.drawing import Drawing, Part, within
 from fluxsmith.memory.layer_stream import LayerStream, layers_of
 from fluxsmith.memory.masters import Host, move_resident
 from fluxsmith.memory.modulation import LookAhead
+from fluxsmith.memory.sizes import evenly_spaced
 from fluxsmith.memory.slots import Lane
 from fluxsmith.models.assembly import Models
 from fluxsmith.models.flux import FluxDiT
@@ -22,8 +23,23 @@ TEXT_TOKENS = 512
 PHASES = {"clip_l": "text", "t5xxl": "text", "dit": "denoise", "ae": "decode"}
 
 
-class Residency:
-    """Who is on the device when, for one loaded model and its controls."""
+class Named:
+    """The parts of one loaded model and the networks of its controls by name, and who of them is on the device."""
+
+    components: Components
+
+    def __init__(self, models: Models, controls: Sequence[Control]) -> None:
+        nets = {id(net): net for control in controls for net in control.nets}
+        self.names = {key: f"control {number}" for number, key in enumerate(nets)}
+        self.parts: dict[str, nn.Module] = models.loaded() | {self.names[key]: net for key, net in nets.items()}
+
+    def on(self, *parts: str | nn.Module) -> None:
+        """These parts of the model and networks of controls work next; only they are on the device."""
+        self.components.on(*(part if isinstance(part, str) else self.names[id(part)] for part in parts))
+
+
+class Residency(Named):
+    """Who is on the device when, within a limit."""
 
     def __init__(
         self,
@@ -36,9 +52,8 @@ class Residency:
         folder: Path | None = None,
     ) -> None:
         """`folder`: layers that wait are memory-mapped files there instead of host memory."""
-        nets = {id(net): net for control in controls for net in control.nets}
-        self.names = {key: f"control {number}" for number, key in enumerate(nets)}
-        parts: dict[str, nn.Module] = models.loaded() | {self.names[key]: net for key, net in nets.items()}
+        super().__init__(models, controls)
+        parts = self.parts
         denoising = {id(net) for control in controls for net in control.denoising}
         phases = {name: _phase(name, id(part) in denoising) for name, part in parts.items()}
         self.device = device
@@ -53,13 +68,9 @@ class Residency:
             self._stream(parts[name], count)
         self.components = Components(parts, device, move=self._move)
 
-    def on(self, *parts: str | nn.Module) -> None:
-        """These parts of the model and networks of controls work next; only they are on the device."""
-        self.components.on(*(part if isinstance(part, str) else self.names[id(part)] for part in parts))
-
     def _stream(self, part: nn.Module, count: int) -> None:
         layers = _layers(part)
-        indices = chosen(count, len(layers))
+        indices = evenly_spaced(count, len(layers))
         if isinstance(part, FluxDiT):
             swap = BlockSwap(part, Streaming(tuple(indices)), self.device, host=self.host)
             swap.attach()

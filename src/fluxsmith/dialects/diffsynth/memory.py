@@ -6,10 +6,9 @@ card within `vram_limit`, computation the type of the products.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
 from fluxsmith.config.load import load_quant
 from fluxsmith.config.quant import QuantConfig
@@ -17,7 +16,7 @@ from fluxsmith.controls.base import Control
 from fluxsmith.dialects.diffsynth.model_config import ModelConfig
 from fluxsmith.dialects.diffsynth.parts import BASE, QUANTISED, Parts
 from fluxsmith.errors import ConfigError
-from fluxsmith.generate.residency import Residency
+from fluxsmith.generate.residency import Named, Residency
 from fluxsmith.io.sources import home
 from fluxsmith.memory.components import Components, Refill, Rule
 from fluxsmith.models.assembly import Models
@@ -25,14 +24,6 @@ from fluxsmith.quant.names import options_of
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 DISK, GIB = "disk", 2**30
-
-
-class Resident(Protocol):
-    """Who brings parts to the device."""
-
-    def on(self, *parts: str | nn.Module) -> None:
-        """These work next."""
-        ...
 
 
 @dataclass
@@ -49,7 +40,7 @@ class Management:
         """Where files are read to."""
         return torch.device("cpu") if self.is_on else self.device
 
-    def start(self, models: Models, controls: Sequence[Control], refill: Refill | None, *, pixels: int) -> Resident | None:
+    def start(self, models: Models, controls: Sequence[Control], refill: Refill | None, *, pixels: int) -> Named | None:
         """Take the parts in hand; None where everything stays on the device."""
         if not self.is_on:
             return None
@@ -62,21 +53,15 @@ class Management:
         return {role: rule if rule.streams() else rule._replace(rest="host", work="host") for role, rule in self.rules.items()}
 
 
-class ByRule:
+class ByRule(Named):
     """Parts by their rules; networks of controls rest on the host."""
 
     def __init__(
         self, models: Models, controls: Sequence[Control], rules: Mapping[str, Rule], device: torch.device, refill: Refill | None
     ) -> None:
-        nets = {id(net): net for control in controls for net in control.nets}
-        self.names = {key: f"control {number}" for number, key in enumerate(nets)}
-        parts: dict[str, nn.Module] = models.loaded() | {self.names[key]: net for key, net in nets.items()}
-        self.components = Components(parts, device, rules=rules, refill=refill)
+        super().__init__(models, controls)
+        self.components = Components(self.parts, device, rules=rules, refill=refill)
         self.components.rest()
-
-    def on(self, *parts: str | nn.Module) -> None:
-        """These parts of the model and networks of controls work next."""
-        self.components.on(*(part if isinstance(part, str) else self.names[id(part)] for part in parts))
 
 
 def management(parts: Parts, device: torch.device, vram_limit: float | None) -> Management:

@@ -73,7 +73,7 @@ class FluxImagePipeline:
         if native.residency is None:
             width, height = call.size
             started = self.management.start(self.loaded.models, self.loaded.controls(), self.loaded.refill, pixels=width * height)
-            native.residency = started  # type: ignore[assignment]  # it has what is asked of one
+            native.residency = started
         request = native.completed(request)
         latents = native.latents(request, _progress(call, request))
         return to_image(native.decode(latents, request)[0])
