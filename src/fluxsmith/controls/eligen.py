@@ -65,7 +65,7 @@ class Config(ControlConfig):
             yield Problem(f"control {self.name or self.type} has no entities", fix='give it entities = [{ prompt = "...", mask = "..." }]')
         yield from unreadable(entity.mask for entity in self.entities)
         if self.inpaint and not ground.has_image:
-            yield Problem("eligen.inpaint without a starting picture", fix="give the request an image")
+            yield Problem("eligen.inpaint without a starting picture", fix="give a starting picture (--image)")
         if self.on_negative and ground.cfg == 1:
             yield Problem("eligen.on_negative has no effect while cfg is 1", fix="set cfg = 3, or leave it out")
 
