@@ -181,7 +181,7 @@ def test_literal_reads_without_executing(tmp_path: Path) -> None:
 def test_every_plugin_of_the_project_is_light() -> None:
     code = (
         "import sys\nfrom fluxsmith.config import choice\n"
-        "for package in ('models.family', 'adapters', 'optim', 'train.objectives', 'data.sources', 'train.sinks'):\n"
+        "for package in ('models.family', 'adapters', 'optim', 'train.objectives', 'data.sources', 'train.sinks', 'controls', 'quant'):\n"
         "    for name in choice.plugin_names(f'fluxsmith.{package}'):\n"
         "        choice.config_class(f'fluxsmith.{package}', name)\n"
         "        assert f'fluxsmith.{package}.{name}' not in sys.modules, (package, name)\n"
